@@ -87,25 +87,26 @@ def micros_of(moment):
 
 
 def _refuse_unclear(moment, zone):
-    naive = moment.replace(tzinfo=None)
-    if hasattr(zone, 'localize'):  # pytz: an instance stands for one offset
-        name = getattr(zone, 'zone', None) or str(zone)
-        if getattr(zone, '_utc_transition_times', None) is None:
-            return  # a fixed offset
-        general = pytz.timezone(name)
-        if general is zone and zone.utcoffset(naive) != moment.utcoffset():
-            raise ValueError(f'{moment!r}: use pytz.timezone({name!r}).localize(...)')
-        if moment.tzinfo.normalize(moment).replace(tzinfo=None) != naive or general is zone:
-            raise ValueError(
-                f'{naive} in {name} was made with tzinfo=, which gives local mean time;'
-                f' use pytz.timezone({name!r}).localize(...)'
-            )
-        return  # localize() chose one of two ambiguous times: no doubt is left
-    if moment.replace(fold=0).utcoffset() != moment.replace(fold=1).utcoffset():
+    if hasattr(zone, 'localize'):
+        _refuse_mean_time(moment, zone)
+    elif moment.replace(fold=0).utcoffset() != moment.replace(fold=1).utcoffset():
         raise ValueError(
-            f'{naive} is ambiguous or does not exist in {zone}:'
+            f'{moment.replace(tzinfo=None)} is ambiguous or does not exist in {zone}:'
             f' the clocks change then; pass the time in UTC'
         )
+
+
+def _refuse_mean_time(moment, zone):
+    # pytz keeps an object for each offset a zone ever had, so the instant of a datetime is never in
+    # doubt, even after adding days across a change of the clocks.  But pytz.timezone() answers with
+    # the object of the oldest offset; passed as tzinfo= that is wrong by some minutes or an hour.
+    name = getattr(zone, 'zone', None)
+    if name is None or zone is not pytz.timezone(name) or zone.normalize(moment).tzinfo is zone:
+        return
+    raise ValueError(
+        f'{moment.replace(tzinfo=None)} in {name} was made with tzinfo=, which gives local mean'
+        f' time; use pytz.timezone({name!r}).localize(...)'
+    )
 
 
 def micros_in(delay):
