@@ -1,0 +1,173 @@
+"""The agent: takes jobs of one queue for one dispatcher.
+
+Its `running` list is a merging bucket that only its own dispatcher writes (and
+whoever recovers its jobs): entered by the claim, left by the next claim after
+the job has finished.  A completion does not write it.
+
+Runs in the dispatcher's claim transaction; settings in the application's.
+"""
+
+from persistent import Persistent
+from zope.interface import implementer
+
+from zodbjobs import status
+from zodbjobs.interfaces import IAgent
+from zodbjobs.model.history import History
+from zodbjobs.model.intake import entries_of, new_bucket, size_of
+
+
+def _checked_size(size):
+    if isinstance(size, bool) or not isinstance(size, int) or size < 0:
+        raise ValueError(f'the size of an agent is a whole number from 0 on, not {size!r}')
+    return size
+
+
+def _checked_channels(channels):
+    if channels is None:
+        return None
+    if isinstance(channels, str):
+        raise TypeError(f'channels is a sequence of names: use [{channels!r}]')
+    return tuple(dict.fromkeys(channel or '' for channel in channels))
+
+
+@implementer(IAgent)
+class Agent(Persistent):
+    """See IAgent."""
+
+    name = None
+    parent = None
+    _chooser = None
+    _filter = None
+    _channels = None
+    coalesce = 0
+
+    def __init__(self, chooser=None, filter=None, size=3, channels=None, coalesce=0):
+        if chooser is not None and filter is not None:
+            raise ValueError('an agent has a chooser or a filter, not both')
+        self.chooser = chooser
+        self.filter = filter
+        self.size = size
+        self.channels = channels
+        self.coalesce = coalesce
+        self.running = new_bucket()  # {oid: (token, job, ahead, claimed microseconds)}
+        self.waiting = new_bucket()  # {oid: job}: they returned a job and wait for it
+        self.history = History()
+
+    @property
+    def size(self):
+        return self._size
+
+    @size.setter
+    def size(self, size):
+        self._size = _checked_size(size)
+
+    @property
+    def channels(self):
+        return self._channels
+
+    @channels.setter
+    def channels(self, channels):
+        self._channels = _checked_channels(channels)
+
+    @property
+    def chooser(self):
+        return self._chooser
+
+    @chooser.setter
+    def chooser(self, chooser):
+        _check_function('chooser', chooser)
+        if chooser is not None and self._filter is not None:
+            raise ValueError('an agent has a chooser or a filter, not both: set filter to None')
+        self._chooser = chooser
+
+    @property
+    def filter(self):
+        return self._filter
+
+    @filter.setter
+    def filter(self, filter):
+        _check_function('filter', filter)
+        if filter is not None and self._chooser is not None:
+            raise ValueError('an agent has a chooser or a filter, not both: set chooser to None')
+        self._filter = filter
+
+    @property
+    def queue(self):
+        return None if self.parent is None else self.parent.queue
+
+    completed = property(lambda self: self.history)
+
+    def claimed(self, oid, token, job, ahead, now):
+        """The job was taken for this agent at `now` (microseconds)."""
+        self.running[oid] = (token, job, ahead, now)
+
+    def holds(self, oid, token):
+        """None, or (whether it was claimed ahead,) for a job that it runs under `token`."""
+        entry = self.running.get(oid)
+        return (entry[2],) if entry is not None and entry[0] == token else None
+
+    def entries(self):
+        """[(oid, token, job, ahead, claimed)] of what it runs, the longest held first."""
+        found = [(oid, *entry) for oid, entry in entries_of(self.running)]
+        return sorted(found, key=lambda entry: entry[4])
+
+    def held_count(self):
+        """How many entries `running` has; finished ones count until they are retired."""
+        return size_of(self.running)
+
+    def retired(self, oid, token):
+        """The entry of a job that needs no thread any more is taken off `running`."""
+        entry = self.running.get(oid)
+        if entry is None or entry[0] != token:
+            return False
+        del self.running[oid]
+        return True
+
+    def _unfinished(self):
+        for oid, token, job, *_ in self.entries():
+            if job._token == token and job.is_unfinished():
+                yield oid, job
+        for oid, job in entries_of(self.waiting):
+            if job.is_unfinished():
+                yield oid, job
+
+    def __iter__(self):
+        return iter([job for _, job in {oid: (oid, job) for oid, job in self._unfinished()}.values()])
+
+    def __len__(self):
+        return len({oid for oid, _ in self._unfinished()})
+
+    def __bool__(self):
+        return True
+
+    def __contains__(self, job):
+        return any(found is job for found in self)
+
+    def __getitem__(self, index):
+        return list(self)[index]
+
+    def index(self, job):
+        """The place of a job among those it holds.  ValueError if it is not there."""
+        return list(self).index(job)
+
+    def stats(self):
+        """A dict of its settings and counts, plain values only."""
+        jobs = list(self)
+        return {
+            'size': self.size,
+            'len': len(jobs),
+            'active': sum(job.status == status.ACTIVE for job in jobs),
+            'channels': self.channels,
+            'filter': getattr(self.filter, '__qualname__', self.filter and repr(self.filter)),
+            'chooser': getattr(self.chooser, '__qualname__', self.chooser and repr(self.chooser)),
+        }
+
+    def __repr__(self):
+        return f'<Agent {self.name!r} size {self._size}>'
+
+
+def _check_function(what, function):
+    if function is not None and not callable(function):
+        raise ValueError(
+            f'{what} must be callable, not {function!r}; the number of jobs is size='
+        )

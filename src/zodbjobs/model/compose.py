@@ -1,0 +1,139 @@
+"""Jobs made of other jobs: one after the other, or side by side.
+
+The composite puts its parts, keeps no thread while they run, and is told as
+each finishes, in the transaction that finishes it.  There it looks for the
+first part that is not done.  Nothing shared is written for that: the part it
+found is read as current, so of two last parts that finish at the same moment
+one conflicts and looks again.
+
+Runs in workers' transactions.
+"""
+
+from zodbjobs import status
+from zodbjobs.interfaces import BadStatusError
+from zodbjobs.model.job import DEFAULT_PRIORITY, WAITS_FOR_JOB, Job, as_job
+
+
+class Composite(Job):
+    """A job whose work is its parts, which are its args; they may be added while it runs."""
+
+    _postprocess = None
+
+    def __init__(self, maker, calls, postprocess):
+        super().__init__(maker, *(as_job(call) for call in calls))
+        if postprocess is not None:
+            self._postprocess = as_job(postprocess)
+
+    @property
+    def postprocess(self):
+        """The job that gets the finished parts, or None."""
+        return self._postprocess
+
+    def run(self, args=(), kwargs=None):
+        if self.queue is None:
+            raise BadStatusError(f'{self!r} is in no queue to put its parts into: put it')
+        if self._parts_are_done():
+            return self._outcome()
+        self._waits = WAITS_FOR_JOB
+        return self
+
+    def inner_finished(self, inner):
+        if self._waits != WAITS_FOR_JOB:
+            return
+        if self._result is not None:
+            super().inner_finished(inner)
+        elif self._parts_are_done():
+            outcome = self._outcome()
+            if isinstance(outcome, Job):
+                self._result = outcome
+                outcome.add_outer(self)
+            else:
+                self.settled(outcome)
+
+    def _outcome(self):
+        """The postprocess job, put; or the parts themselves."""
+        parts = tuple(self.args)
+        last = self._postprocess
+        if last is None:
+            return parts
+        last.args.extend(parts)
+        self._put_part(last)
+        return last
+
+    def _part(self, index):
+        part = self.args[index]
+        if not isinstance(part, Job):
+            part = self.args[index] = as_job(part)
+        return part
+
+    def _put_part(self, part):
+        """Put a part if that has not been done; it tells this job when it has finished."""
+        if part._status != status.NEW:
+            return
+        if part._priority == DEFAULT_PRIORITY and part._channel is None:
+            part._priority, part._channel = self._priority, self._channel
+        self.queue.put(part)
+
+    def _first_undone(self):
+        """The index of the first part that has not finished; the number of parts if none."""
+        index = self.__dict__.get('_v_done', 0)
+        count = len(self.args)
+        while index < count and self._part(index)._status == status.COMPLETED:
+            index += 1
+        self._v_done = index
+        return index
+
+
+class Serial(Composite):
+    """See `serial`."""
+
+    def _parts_are_done(self):
+        index = self._first_undone()
+        if index == len(self.args):
+            return True
+        part = self._part(index)
+        self._put_part(part)
+        part.add_outer(self)
+        return False
+
+
+class Parallel(Composite):
+    """See `parallel`."""
+
+    _put_count = 0  # so many of the parts have been put
+
+    def _parts_are_done(self):
+        count = len(self.args)
+        while self._put_count < count:
+            part = self._part(self._put_count)
+            self._put_count += 1
+            if part._status != status.COMPLETED:
+                self._put_part(part)
+                part.add_outer(self)
+        index = self._first_undone()
+        if index == len(self.args):
+            return True
+        part = self._part(index)
+        if part._p_serial != _NEVER_STORED:
+            part._p_jar.readCurrent(part)
+        return False
+
+
+_NEVER_STORED = b'\0' * 8
+
+
+def serial(*calls, postprocess=None):
+    """A job that runs `calls` one after the other, failures or not.
+
+    `calls` are jobs, or what can be put.  When all have finished, `postprocess`
+    (a call or a job) is called with the finished jobs behind its own arguments;
+    what it returns is the result.  Without it the result is the tuple of jobs.
+    Jobs may be appended to the args of the returned job before it starts, by a
+    part while it runs, or by a callback of a part.
+    """
+    return Serial(serial, calls, postprocess)
+
+
+def parallel(*calls, postprocess=None):
+    """A job that runs `calls` side by side; else as `serial`."""
+    return Parallel(parallel, calls, postprocess)

@@ -1,0 +1,256 @@
+"""One look at a queue by one dispatcher: sort, pick, list with the agents.
+
+A `Round` lives for one claim transaction.  New entries are read from the lanes
+and, together with the sorted ones, handed out in claim order: priority, then
+order of filing.  What is claimed leaves its lane or tree for the agent's
+`running`; the job's own record is not written.  What is not claimed is sorted
+into the trees, unless it is little.
+
+Runs in a dispatcher's claim transaction; the runtime commits.
+"""
+
+import itertools
+
+from zodbjobs import status
+from zodbjobs.facts import Assignment
+from zodbjobs.model.intake import DEPENDS, Entry
+from zodbjobs.model.ready import CHANNEL, ONCE, PRIORITY, QUOTAS, merged
+
+#: Entries sorted in one round: 15-25 microseconds each, and a claim must stay short.
+SORT_LIMIT = 1000
+
+#: So few unclaimed entries stay in their lanes: moving them would cost more
+#: than reading them again.
+LEFT_IN_LANES = 16
+
+#: Jobs that a filter may look at in one round.
+FILTER_LIMIT = 1000
+
+#: Jobs whose deadline has passed that are failed in one round.
+EXPIRE_LIMIT = 100
+
+#: The priority of what only needs a thread to tell its callbacks: before all others.
+URGENT = -1
+
+
+class Round:
+    """Sort and hand out jobs of `queue` at `now` (microseconds).
+
+    `rank` spreads dispatchers over the lanes.  `complain(what, exception)` is
+    called when a filter or a chooser raises.
+    """
+
+    def __init__(self, queue, now, rank=0, complain=None):
+        self.queue = queue
+        self.ready = queue.ready
+        self.now = now
+        self.rank = rank
+        self.complain = complain
+        self.fresh = {}  # group -> [(token, chunk, group, job)], sorted; still in the lanes
+        self.rooms = {}  # quota name -> free places
+        self.sorted_count = 0  # entries that came to the trees, less those that left
+        self.deadlines = {}  # token -> (deadline, job) of fresh entries
+
+    # sort
+
+    def sort(self):
+        """Read the lanes, and move what has become due."""
+        self.ready.mature(self.now, SORT_LIMIT)
+        for chunk, oid, entry in list(self.queue.intake.entries(SORT_LIMIT, self.rank)):
+            if entry.due == DEPENDS:
+                del chunk[oid]
+                self._await(entry)
+            elif entry.due > self.now:
+                del chunk[oid]
+                self._file(entry)
+            else:
+                self.fresh.setdefault(entry.group, []).append(
+                    (entry.token, chunk, entry.group, entry.job)
+                )
+                if entry.deadline:
+                    self.deadlines[entry.token] = entry
+        for stream in self.fresh.values():
+            stream.sort(key=lambda item: item[0])
+
+    def _file(self, entry):
+        self.ready.file(entry, self.now)
+        if entry.deadline:
+            self.ready.deadlines.add(entry.deadline << 6, (entry.token, entry.job))
+        self.sorted_count += 1
+
+    def _await(self, entry):
+        self.sorted_count += 1
+        self.queue.await_blockers(entry.token, entry.job)
+
+    def expire(self):
+        """Fail the waiting jobs whose begin_by has passed."""
+        for token, job in self.ready.expire(self.now, EXPIRE_LIMIT):
+            if job._token == token and job.status == status.PENDING:
+                job.fail()
+
+    # pick
+
+    def pick(self, agent, room, ahead=0):
+        """Claim up to `room` jobs for the free threads of `agent`, and `ahead` more.
+
+        Returns the Assignments.  A job that must run at most once is claimed
+        for a free thread only.
+        """
+        if agent.chooser is not None:
+            return self._choose(agent, room)
+        taken = []
+        looked = 0
+        for token, place, group, job in self._candidates(agent):
+            if len(taken) >= room and (group[ONCE] or len(taken) >= room + ahead):
+                if len(taken) >= room + ahead:
+                    break
+                continue
+            if not self._has_room(group):
+                continue
+            if agent.filter is not None:
+                looked += 1
+                if looked > FILTER_LIMIT:
+                    break
+                if not self._accepts(agent.filter, job):
+                    continue
+            taken.append((token, place, group, job))
+            self._occupy(group, token, job)
+        return [self._hand_out(agent, item, i >= room) for i, item in enumerate(taken)]
+
+    def _candidates(self, agent):
+        """Yield (token, place, group, job) in claim order from lanes and trees.
+
+        `place` is the chunk, or the slot in the group's tree.
+        """
+        channels = agent.channels
+        fresh = sorted(
+            group for group in self.fresh if channels is None or group[CHANNEL] in channels
+        )
+        fresh_runs = [list(run) for _, run in itertools.groupby(fresh, key=lambda g: g[PRIORITY])]
+        for fresh_run, ready_run in _paired(fresh_runs, self.ready.runs(channels)):
+            streams = [iter(self.fresh[group]) for group in fresh_run]
+            streams += [
+                self.ready.stream(group, self._has_room)
+                for group in ready_run
+                if self._has_room(group)
+            ]
+            yield from merged(streams)
+
+    def _has_room(self, group):
+        return all(self._room(name) > 0 for name in group[QUOTAS])
+
+    def _room(self, name):
+        room = self.rooms.get(name)
+        if room is None:
+            quota = self.queue.quotas.get(name)
+            room = self.rooms[name] = 1 << 30 if quota is None else quota.room()
+        return room
+
+    def _occupy(self, group, token, job):
+        for name in group[QUOTAS]:
+            self.rooms[name] -= 1
+            quota = self.queue.quotas.get(name)
+            if quota is not None:
+                quota.take(token, job)
+
+    def _accepts(self, filter, job):
+        try:
+            return bool(filter(job))
+        except Exception as error:  # noqa: BLE001 - user code; the job stays for others
+            self._report(f'filter {filter!r} raised for {job!r}', error)
+            return False
+
+    def _hand_out(self, agent, item, ahead):
+        token, place, group, job = item
+        oid = int.from_bytes(job._p_oid, 'big')
+        if isinstance(place, int):
+            self.ready.take(group, place)
+            self.sorted_count -= 1
+        else:
+            del place[oid]
+            self.fresh[group].remove(item)
+            self.deadlines.pop(token, None)
+        return self._list(agent, oid, token, job, group[QUOTAS], ahead)
+
+    def _list(self, agent, oid, token, job, quota_names, ahead):
+        agent.claimed(oid, token, job, ahead, self.now)
+        return Assignment(job._p_oid, token, self.queue.name, agent.name, quota_names, ahead)
+
+    def _choose(self, agent, room):
+        """Let the agent's own chooser take jobs from the queue."""
+        self.file_rest(leave=0)
+        found = []
+        while len(found) < room:
+            try:
+                job = agent.chooser(agent)
+            except Exception as error:  # noqa: BLE001 - user code; the queue goes on
+                self._report(f'chooser {agent.chooser!r} of {agent!r} raised', error)
+                break
+            if job is None:
+                break
+            job.chosen()
+            found.append(
+                self._list(agent, job.oid, job._token, job, job.quota_names, ahead=False)
+            )
+        return found
+
+    def _report(self, what, error):
+        if self.complain is not None:
+            self.complain(what, error)
+
+    # after the picks
+
+    def take_first(self, filter=None):
+        """Take the first due job off the queue, for IQueue.claim; None if there is none."""
+        looked = 0
+        agent = _Anybody
+        for token, place, group, job in self._candidates(agent):
+            looked += 1
+            if looked > FILTER_LIMIT:
+                return None
+            if job._token != token or not self._has_room(group):
+                continue
+            if filter is not None and not filter(job):
+                continue
+            self._occupy(group, token, job)
+            if isinstance(place, int):
+                self.ready.take(group, place)
+                self.ready.waiting.change(-1)
+            else:
+                del place[job.oid]
+            return job
+        return None
+
+    def file_rest(self, leave=LEFT_IN_LANES):
+        """Sort what was not claimed, and bring the count of sorted jobs up to date."""
+        rest = [item for stream in self.fresh.values() for item in stream]
+        if len(rest) > leave or self.deadlines:
+            for token, chunk, group, job in rest:
+                del chunk[int.from_bytes(job._p_oid, 'big')]
+                known = self.deadlines.get(token)
+                self._file(known or Entry(token, 0, group, job))
+            self.fresh = {}
+            self.deadlines = {}
+        if self.sorted_count:
+            self.ready.waiting.change(self.sorted_count)
+            self.sorted_count = 0
+
+
+class _Anybody:
+    """An agent without wishes."""
+
+    channels = None
+
+
+def _paired(fresh_runs, ready_runs):
+    """Yield (groups in the lanes, groups in the trees) of one priority, in order."""
+    fresh_runs = iter(fresh_runs)
+    fresh, ready = next(fresh_runs, None), next(ready_runs, None)
+    while fresh is not None or ready is not None:
+        a = fresh[0][PRIORITY] if fresh else 1 << 40
+        b = ready[0][PRIORITY] if ready else 1 << 40
+        yield (fresh if a <= b else []), (ready if b <= a else [])
+        if a <= b:
+            fresh = next(fresh_runs, None)
+        if b <= a:
+            ready = next(ready_runs, None)

@@ -1,0 +1,847 @@
+"""The job: a call, with its arguments, and what became of it.
+
+A job is moved by its past-tense methods, each one move of `status.MOVES`.  What
+the claim does is not written here: while a job is PENDING in its record, the
+place where its entry lies tells whether an agent has it (see `Job.status`).
+
+`_token` is the number of the latest filing.  Whoever acts on an entry compares
+it with the job's own: an entry with an older token is stale and is dropped.
+
+Runs in any thread, on objects of that thread's connection, in the caller's
+transaction; nothing here commits.
+"""
+
+import datetime
+import functools
+import uuid
+
+from BTrees.OOBTree import OOBTree
+from persistent import Persistent
+from zope.interface import implementer
+
+from zodbjobs import clock, local, status
+from zodbjobs.interfaces import (
+    BadStatusError,
+    CancelledError,
+    DependencyError,
+    IJob,
+    TimeoutError,
+)
+from zodbjobs.model import retry
+from zodbjobs.model.call import call_name, check_storable, resolved, stored_form
+from zodbjobs.model.failure import Failure, is_failure
+from zodbjobs.model.notes import Annotations
+from zodbjobs.model.owned import OwnedDict, OwnedList
+
+DEFAULT_PRIORITY = 2**31
+MAX_PRIORITY = 2**32 - 1
+
+#: What an ACTIVE job without a thread waits for.
+WAITS_FOR_JOB = 'job'
+WAITS_FOR_DEFERRED = 'deferred'
+
+#: Attribute -> its key in the stored state.  The keys are short because a job's
+#: record is written twice; what has its class's default is not written at all.
+STATE = {
+    '_status': 's',
+    '_call': 'c',
+    '_args': 'a',
+    '_kwargs': 'k',
+    '_queue_oid': 'q',
+    '_agent_oid': 'g',
+    '_parent': 'p',
+    '_token': 't',
+    '_due': 'd',
+    '_put': 'pt',
+    '_begin_by': 'bb',
+    '_priority': 'pr',
+    '_channel': 'ch',
+    '_quota_names': 'qn',
+    '_id': 'id',
+    '_depends_on': 'do',
+    '_after': 'af',
+    '_callbacks': 'cb',
+    '_outers': 'o',
+    '_result': 'r',
+    '_waits': 'w',
+    '_active_start': 'as',
+    '_active_end': 'ae',
+    '_told': 'tl',
+    '_attempts': 'at',
+    '_interruptions': 'in',
+    '_conflicts': 'co',
+    '_interrupted': 'iq',
+    '_cancelled': 'cx',
+    '_hold_reason': 'hr',
+    '_policy': 'po',
+    '_retry_policy_factory': 'pf',
+    '_retries': 're',
+    '_failure_log_level': 'fl',
+    '_result_ttl': 'rt',
+    '_annotations': 'an',
+    '_assigner': 'au',
+    '_lease': 'le',
+}
+
+
+def _moment(attribute, doc):
+    return property(lambda self: clock.datetime_of(getattr(self, attribute)), doc=doc)
+
+
+@implementer(IJob)
+class Job(Persistent):
+    """See IJob.
+
+    ``Job(callable, *args, **kwargs)``; arguments given when it is called come
+    behind these, keywords override.
+    """
+
+    _status = status.NEW
+    _call = None
+    _args = ()
+    _kwargs = {}  # noqa: RUF012 - never changed in place
+    _queue_oid = None
+    _agent_oid = None
+    _parent = None
+    _token = 0
+    _due = None
+    _put = None
+    _begin_by = None
+    _priority = DEFAULT_PRIORITY
+    _channel = None
+    _quota_names = ()
+    _id = None
+    _depends_on = ()
+    _after = ()
+    _callbacks = ()
+    _outers = ()
+    _result = None
+    _waits = None
+    _active_start = None
+    _active_end = None
+    _told = None
+    _attempts = 0
+    _interruptions = 0
+    _conflicts = 0
+    _interrupted = False
+    _cancelled = False
+    _hold_reason = None
+    _policy = None
+    _retry_policy_factory = None
+    _retries = None
+    _failure_log_level = None
+    _result_ttl = None
+    _annotations = None
+    _assigner = None
+    _lease = None
+
+    def __init__(self, *args, **kwargs):
+        if not args:
+            raise TypeError('Job() needs what is to be called: Job(callable, *args, **kwargs)')
+        call, args = args[0], args[1:]
+        while isinstance(call, functools.partial):
+            args, kwargs = call.args + args, {**call.keywords, **kwargs}
+            call = call.func
+        self._call = stored_form(call)
+        if args:
+            self._args = args
+        if kwargs:
+            self._kwargs = kwargs
+
+    @classmethod
+    def bind(cls, *args, **kwargs):
+        """A job whose call gets the job itself as first argument."""
+        job = cls(*args, **kwargs)
+        job.args.insert(0, job)
+        return job
+
+    # the stored form
+
+    def __getstate__(self):
+        self._p_activate()
+        found = self.__dict__
+        state = {}
+        for name, key in STATE.items():
+            if name in found:
+                value = found[name]
+                if value != getattr(Job, name) if _is_comparable(value) else True:
+                    state[key] = value
+        args, kwargs = found.get('_v_args'), found.get('_v_kwargs')
+        if args is not None:
+            state['a'] = tuple(args)
+        if kwargs is not None:
+            state['k'] = dict(kwargs)
+        extra = {
+            name: value
+            for name, value in found.items()
+            if name not in STATE and name[:3] not in ('_v_', '_p_')
+        }
+        if extra:  # attributes of a subclass
+            state['x'] = extra
+        return state
+
+    def __setstate__(self, state):
+        found = self.__dict__
+        found.clear()
+        found.update(state.get('x', ()))
+        for name, key in STATE.items():
+            if key in state:
+                found[name] = state[key]
+
+    # what it is
+
+    @property
+    def callable(self):
+        return resolved(self._call)
+
+    @callable.setter
+    def callable(self, call):
+        self._must_be('change the callable of', status.NEW, status.PENDING)
+        self._call = stored_form(call)
+
+    @property
+    def call_name(self):
+        """The dotted name of what is called; never raises."""
+        return call_name(self._call)
+
+    @property
+    def args(self):
+        args = self.__dict__.get('_v_args')
+        if args is None:
+            args = self._v_args = OwnedList(self, '_v_args', 'args', self._args)
+        return args
+
+    @args.setter
+    def args(self, args):
+        self._v_args = OwnedList(self, '_v_args', 'args', args)
+        self._p_changed = True
+
+    @property
+    def kwargs(self):
+        kwargs = self.__dict__.get('_v_kwargs')
+        if kwargs is None:
+            kwargs = self._v_kwargs = OwnedDict(self, '_v_kwargs', 'kwargs', self._kwargs)
+        return kwargs
+
+    @kwargs.setter
+    def kwargs(self, kwargs):
+        self._v_kwargs = OwnedDict(self, '_v_kwargs', 'kwargs', kwargs)
+        self._p_changed = True
+
+    @property
+    def annotations(self):
+        return Annotations(self._read_notes, self._make_notes)
+
+    def _read_notes(self):
+        if self._annotations is not None:
+            return self._annotations
+        queue = self.queue
+        return None if queue is None or self._p_oid is None else queue.notes.get(self.oid)
+
+    def _make_notes(self):
+        if self._annotations is None:
+            queue = self.queue
+            if queue is not None:
+                return queue.notes.make(self.oid)
+            self._annotations = OOBTree()
+        return self._annotations
+
+    @property
+    def progress(self):
+        return self.annotations.get('zodbjobs.progress')
+
+    @property
+    def oid(self):
+        """The job's oid as an int."""
+        return int.from_bytes(self._p_oid, 'big')
+
+    @property
+    def idempotency_key(self):
+        if self._p_oid is None:
+            raise BadStatusError(f'{self!r} is not stored yet: put it, then it has a key')
+        return f'{self.oid:x}.{self._put or 0:x}'
+
+    @property
+    def parent(self):
+        return self._parent if self._parent is not None else self.queue
+
+    @property
+    def queue(self):
+        if self._queue_oid is None:
+            return None if self._parent is None else self._parent.queue
+        return self._stored(self._queue_oid)
+
+    @property
+    def agent(self):
+        queue = self.queue
+        if queue is None:
+            return None
+        if self._status == status.PENDING:
+            found = queue.dispatchers.agent_of(self)
+            return found[0] if found else None
+        return None if self._agent_oid is None else self._stored(self._agent_oid)
+
+    def _stored(self, oid):
+        try:
+            return self._p_jar.get(oid)
+        except KeyError:  # a POSKeyError: the queue or the agent was removed
+            return None
+
+    # settings that decide its place
+
+    priority = property(lambda self: self._priority)
+    channel = property(lambda self: self._channel)
+    id = property(lambda self: self._id)
+    depends_on = property(lambda self: self._depends_on)
+    after = property(lambda self: self._after)
+    quota_names = property(lambda self: self._quota_names)
+    begin_after = _moment('_due', 'aware UTC datetime, or None')
+
+    @property
+    def begin_by(self):
+        return None if self._begin_by is None else datetime.timedelta(microseconds=self._begin_by)
+
+    @begin_after.setter
+    def begin_after(self, moment):
+        self._place(_due=None if moment is None else clock.micros_of(moment))
+
+    @begin_by.setter
+    def begin_by(self, span):
+        self._place(_begin_by=checked_span(span, 'begin_by'))
+
+    @priority.setter
+    def priority(self, priority):
+        self._place(_priority=checked_priority(priority))
+
+    @channel.setter
+    def channel(self, channel):
+        self._place(_channel=checked_channel(channel))
+
+    @quota_names.setter
+    def quota_names(self, names):
+        queue = self.queue if self._status != status.NEW else None
+        if isinstance(names, (str, bytes)):
+            raise TypeError(f'quota_names is a sequence of names: use ({names!r},)')
+        names = tuple(names)
+        self._place(_quota_names=names if queue is None else queue.quotas.check(names))
+
+    def _place(self, **changes):
+        """Set what decides the place of a job, and file it anew if it waits."""
+        self._must_be(f'change {next(iter(changes))[1:]} of', status.NEW, status.PENDING)
+        waits = self._status == status.PENDING
+        queue = self.queue
+        for name, value in changes.items():
+            setattr(self, name, value)
+        if waits:
+            if self._due is None:
+                self._due = clock.micros()
+            queue.refile(self)
+
+    failure_log_level = property(lambda self: self._failure_log_level)
+
+    @failure_log_level.setter
+    def failure_log_level(self, level):
+        self._failure_log_level = level
+
+    retry_policy_factory = property(lambda self: self._retry_policy_factory)
+
+    @retry_policy_factory.setter
+    def retry_policy_factory(self, factory):
+        self._retry_policy_factory = factory
+
+    def getRetryPolicy(self):
+        if self._policy is None:
+            self._policy = retry.policy_for(self)
+        return self._policy
+
+    @property
+    def runs_once(self):
+        """Whether its policy forbids a second try, so that it is never claimed ahead."""
+        factory = self._retry_policy_factory
+        return bool(getattr(factory, 'once', False))
+
+    # how it stands
+
+    @property
+    def status(self):
+        if self._status != status.PENDING:
+            running_callback = self._status == status.NEW and local.getJob() is self
+            return status.ACTIVE if running_callback else self._status
+        queue = self.queue
+        found = None if queue is None else queue.dispatchers.agent_of(self)
+        if not found:
+            return status.PENDING
+        return status.ASSIGNED if found[1] and local.getJob() is not self else status.ACTIVE
+
+    @property
+    def result(self):
+        return self._result
+
+    @property
+    def outcome(self):
+        if self._status not in status.FINISHED:
+            return None
+        if not is_failure(self._result):
+            return 'success'
+        return 'cancelled' if self._result.check(CancelledError) else 'failure'
+
+    active_start = _moment('_active_start', 'aware UTC datetime, or None')
+    active_end = _moment('_active_end', 'aware UTC datetime, or None')
+    initial_callbacks_end = _moment('_told', 'aware UTC datetime, or None')
+    attempts = property(lambda self: self._attempts)
+    interruptions = property(lambda self: self._interruptions)
+    conflicts = property(lambda self: self._conflicts)
+    hold_reason = property(lambda self: self._hold_reason)
+    callbacks = property(lambda self: self._callbacks)
+
+    @property
+    def assignerUUID(self):
+        return None if self._assigner is None else uuid.UUID(bytes=self._assigner)
+
+    def is_unfinished(self):
+        """Whether the job is in a queue and has not got its result yet."""
+        return self._status not in status.FINISHED and self._status != status.NEW
+
+    def occupies(self, token):
+        """Whether the filing `token` of this job (still) takes a place in its quotas."""
+        return (
+            self._token == token
+            and self._status in (status.PENDING, status.ASSIGNED, status.ACTIVE)
+            and self._waits != WAITS_FOR_JOB
+        )
+
+    def is_late(self, now):
+        """Whether begin_by has passed at `now` (microseconds)."""
+        return self._begin_by is not None and now > (self._due or 0) + self._begin_by
+
+    def blockers(self):
+        """The jobs it waits for that have not finished; a tuple.
+
+        One that was taken out of its queue will not finish: it counts as done,
+        and as failed where success is needed.
+        """
+        return tuple(
+            other
+            for other in (*self._depends_on, *self._after)
+            if other._status not in (status.COMPLETED, status.NEW)
+        )
+
+    def failed_dependency(self):
+        """The first job of depends_on that ended without success, or None."""
+        for other in self._depends_on:
+            if other._status == status.NEW or other.outcome not in (None, 'success'):
+                return other
+        return None
+
+    def _must_be(self, deed, *states):
+        now = self.status
+        if now not in states:
+            raise BadStatusError(
+                f'cannot {deed} {self!r}: it is {now}, and it must be {" or ".join(states)}'
+            )
+
+    def _move(self, new):
+        if not status.may_move(self._status, new):
+            raise BadStatusError(
+                f'{self!r} is {self._status}; it can become'
+                f' {sorted(status.MOVES[self._status])}, not {new}'
+            )
+        self._status = new
+
+    # callbacks
+
+    def addCallback(self, callback, failure_log_level=None, retry_policy_factory=None):
+        job = as_job(callback)
+        return self._add_callback(job, failure_log_level, retry_policy_factory)
+
+    def addCallbacks(
+        self, success=None, failure=None, failure_log_level=None, retry_policy_factory=None
+    ):
+        # Choice is a kind of job, and stands below in this module
+        job = Choice(success, failure)
+        return self._add_callback(job, failure_log_level, retry_policy_factory)
+
+    def _add_callback(self, job, failure_log_level, retry_policy_factory):
+        if job._status != status.NEW or job._parent is not None:
+            raise BadStatusError(f'{job!r} is {job.status}: a callback must be a new job')
+        if failure_log_level is not None:
+            job._failure_log_level = failure_log_level
+        if retry_policy_factory is not None:
+            job._retry_policy_factory = retry_policy_factory
+        job._parent = self
+        if self._status == status.COMPLETED:
+            queue = self.queue
+            if queue is None:
+                job(*job.call_args())
+            else:
+                queue.put(job)
+            self._callbacks += (job,)
+        else:
+            if self._p_jar is not None:
+                self._p_jar.add(job)
+            self._callbacks += (job,)
+        return job
+
+    def untold(self):
+        """The first callback that has not finished and is ours to run, or None."""
+        for callback in self._callbacks:
+            if callback._status in (status.NEW, status.ACTIVE, status.CALLBACKS):
+                if callback._waits is None and callback._queue_oid is None:
+                    return callback
+        return None
+
+    # wishes of the application
+
+    def __call__(self, *args, **kwargs):
+        self._must_be('call', status.NEW, status.ASSIGNED)
+        self.begun(clock.micros(), None)
+        try:
+            value = self.run(args, kwargs)
+        except Exception as error:
+            value = Failure(error)
+        self.settled(value)
+        self._conclude()
+        return self._result
+
+    def _conclude(self):
+        """Run the callbacks here and now, and finish."""
+        while (callback := self.untold()) is not None:
+            callback(self._result)
+        self.finished()
+
+    def hold(self, reason=None):
+        if self._status == status.NEW:
+            raise BadStatusError(f'{self!r} is new: put it, then hold it')
+        self._must_be('hold', status.PENDING)
+        queue = self.queue
+        queue.unfile(self)
+        self._move(status.HELD)
+        self._hold_reason = reason
+        queue.held[self.oid] = self
+
+    def resume(self):
+        self._must_be('resume', status.HELD)
+        queue = self.queue
+        queue.held.pop(self.oid, None)
+        self._hold_reason = None
+        self._status = status.PENDING
+        queue.file(self)
+
+    def cancel(self):
+        if self._status in status.FINISHED:
+            raise BadStatusError(f'cannot cancel {self!r}: it is {self._status}')
+        error = CancelledError(f'{self!r} was cancelled')
+        if self._status == status.PENDING and self.status != status.PENDING:
+            self._cancelled = True  # its worker meets this at its commit
+            return
+        self.fail(error)
+
+    def fail(self, error=None):
+        if self._status in status.FINISHED:
+            raise BadStatusError(f'cannot fail {self!r}: it is {self._status}')
+        error = TimeoutError() if error is None else error
+        queue = self.queue if self._status != status.NEW else None
+        if self._status == status.PENDING:
+            queue.unfile(self)
+        elif self._status == status.HELD:
+            queue.held.pop(self.oid, None)
+        self.settled(error if is_failure(error) else Failure(error))
+        if queue is None:
+            self._conclude()
+            return
+        if self.untold() is None:
+            self.finished()
+        queue.file_urgently(self)  # a worker runs the callbacks; its agent keeps it in history
+
+    def retry(self):
+        self._must_be('retry', status.COMPLETED)
+        if not is_failure(self._result):
+            raise BadStatusError(f'cannot retry {self!r}: it succeeded')
+        queue = self.queue
+        if queue is None:
+            raise BadStatusError(f'cannot retry {self!r}: it was not run by a queue')
+        self._move(status.PENDING)
+        self._result = self._active_start = self._active_end = self._told = None
+        self._policy = None
+        self._cancelled = self._interrupted = False
+        self._attempts = self._interruptions = self._conflicts = 0
+        self._put = self._due = clock.micros()
+        queue.file(self)
+
+    # what happened to it, told by the queue and the runtime
+
+    def enqueued(self, queue_oid, now, assigner=None):
+        """It was put in the queue of that oid at `now` (microseconds)."""
+        self._move(status.PENDING)
+        self._queue_oid = queue_oid
+        self._put = now
+        if self._due is None or self._due < now:
+            self._due = self._due if self._begin_by is not None and self.is_late(now) else now
+        if assigner is not None:
+            self._assigner = assigner
+
+    def taken_out(self):
+        """It left its queue before it began: it is new again."""
+        self._move(status.NEW)
+        self._queue_oid = self._put = self._due = None
+        self._token = 0
+        self._assigner = None
+
+    def begun(self, now, agent_oid):
+        """An attempt begins at `now` for the agent of that oid."""
+        self._attempts += 1
+        self._active_start = now
+        self._active_end = None
+        self._agent_oid = agent_oid
+
+    def run(self, args=(), kwargs=None):
+        """Call the callable, with these arguments behind and over its own.
+
+        Runs user code; the result is whatever that returns or raises.
+        """
+        call = resolved(self._call)
+        return call(*self.args, *args, **{**self.kwargs, **(kwargs or {})})
+
+    def call_args(self):
+        """What the runtime passes: a callback gets the result it follows."""
+        return () if self._parent is None else (self._parent._result,)
+
+    def settled(self, result):
+        """The call has its result (a Failure if it raised)."""
+        self._result = result
+        self._waits = None
+        self._active_end = clock.micros()
+        self._status = status.CALLBACKS
+
+    def waits_for_job(self, inner):
+        """The call returned `inner`: its result will be this one's."""
+        self._result = inner
+        self._waits = WAITS_FOR_JOB
+        self._status = status.ACTIVE
+        inner.add_outer(self)
+
+    def waits_for_deferred(self):
+        """The call returned something that will have a result later."""
+        self._result = None
+        self._waits = WAITS_FOR_DEFERRED
+        self._status = status.ACTIVE
+
+    waits = property(lambda self: self._waits)
+
+    def add_outer(self, outer):
+        """`outer` is to be told when this job has finished."""
+        if outer not in self._outers:
+            self._outers += (outer,)
+
+    def inner_finished(self, inner):
+        """The job that this one returned has finished."""
+        if self._waits == WAITS_FOR_JOB and self._result is inner:
+            self.settled(inner._result)
+
+    def finished(self):
+        """All callbacks are done.  Jobs that wait for this one are told.
+
+        A waiting job that has callbacks of its own is filed, so that a worker
+        runs them; others finish here, in the same transaction.
+        """
+        done = [self]
+        while done:
+            job = done.pop()
+            job._status = status.COMPLETED
+            job._told = clock.micros()
+            for outer in job._outers:
+                outer.inner_finished(job)
+                if outer._status == status.CALLBACKS:
+                    if outer.untold() is not None and outer.queue is not None:
+                        outer.queue.file_urgently(outer)
+                    else:
+                        done.append(outer)
+
+    def chosen(self):
+        """An agent's chooser claimed it, and the agent lists it now."""
+        self._move(status.PENDING)
+
+    def handed_back(self):
+        """Its worker stopped before it began, or gave it back: it waits at its old place."""
+        self._status = status.PENDING
+        self._waits = self._result = None
+        self.queue.file(self)
+
+    def was_interrupted(self):
+        """Its worker ended before it did; the policy is asked when it is claimed again."""
+        self._interruptions += 1
+        self._interrupted = True
+        self.handed_back()
+
+    def rescheduled(self, due):
+        """It shall run again at `due` (microseconds); 0: now, at its old place."""
+        self._status = status.PENDING
+        self._waits = self._result = None
+        self._interrupted = False
+        if due:
+            self._due = due
+        self.queue.file(self)
+
+    def due_error(self, now):
+        """The error with which the job must end without running at `now`, or None."""
+        if self._cancelled:
+            return CancelledError(f'{self!r} was cancelled')
+        failed = self.failed_dependency()
+        if failed is not None:
+            return DependencyError(f'{self!r} depends on {failed!r}, which did not succeed')
+        return TimeoutError() if self.is_late(now) and not self._attempts else None
+
+    # hooks and views
+
+    def setUp(self):
+        return None
+
+    def tearDown(self, setup_info):
+        return None
+
+    def check_args(self, jar):
+        """Raise unless the call and its arguments can be stored by `jar`."""
+        if not isinstance(self._call, str):
+            check_storable(self._call, jar, f'the callable of {self!r}')
+        check_storable(tuple(self.args), jar, f'an argument of {self!r}')
+        check_storable(dict(self.kwargs), jar, f'a keyword argument of {self!r}')
+
+    def stats(self):
+        return {
+            'id': self._id,
+            'oid': None if self._p_oid is None else self.oid,
+            'call': self.call_name,
+            'status': self.status,
+            'outcome': self.outcome,
+            'priority': self._priority,
+            'channel': self._channel,
+            'quota names': self._quota_names,
+            'begin after': self.begin_after,
+            'begin by': self.begin_by,
+            'put': clock.datetime_of(self._put),
+            'active start': self.active_start,
+            'active end': self.active_end,
+            'callbacks': len(self._callbacks),
+            'attempts': self._attempts,
+            'interruptions': self._interruptions,
+            'conflicts': self._conflicts,
+            'hold reason': self._hold_reason,
+        }
+
+    def __repr__(self):
+        cls = type(self)
+        try:
+            where = '' if self._p_oid is None else f' (oid {self.oid}, db {self._database()!r})'
+            shown = [custom_repr(arg) for arg in self.args]
+            shown += [f'{name}={custom_repr(arg)}' for name, arg in self.kwargs.items()]
+            call = f'{self.call_name}({", ".join(shown)})'
+        except Exception:  # noqa: BLE001 - a repr is for logs and must not raise
+            where, call = '', 'not loadable'
+        return f'<{cls.__module__}.{cls.__qualname__}{where} ``{call}``>'
+
+    def _database(self):
+        return self._p_jar.db().database_name
+
+
+class Choice(Job):
+    """A callback that calls one job for success and another for failure.
+
+    Its result is that of the job it called; with that side missing, the result
+    that it was given.
+    """
+
+    def __init__(self, success=None, failure=None):
+        sides = [None if side is None else as_job(side) for side in (success, failure)]
+        super().__init__(_pass_on, *sides)
+
+    success = property(lambda self: self.args[0])
+    failure = property(lambda self: self.args[1])
+
+    def job(self):
+        """The side that fits the parent's result, or None if it is missing or unknown."""
+        parent = self._parent
+        if parent is None or parent._status not in status.FINISHED:
+            return None
+        return self.failure if is_failure(parent._result) else self.success
+
+    def run(self, args=(), kwargs=None):
+        (result,) = args
+        chosen = self.failure if is_failure(result) else self.success
+        return result if chosen is None else chosen.run((result,), kwargs)
+
+    def settled(self, result):
+        chosen = self.job()
+        if chosen is not None:
+            chosen._parent = self._parent
+            chosen._active_start = self._active_start
+            chosen.settled(result)
+        super().settled(result)
+
+    def untold(self):
+        chosen = self.job()
+        return (None if chosen is None else chosen.untold()) or super().untold()
+
+    def finished(self):
+        chosen = self.job()
+        if chosen is not None:
+            chosen.finished()
+        super().finished()
+
+    def getRetryPolicy(self):
+        chosen = self.job()
+        if chosen is not None and self._retry_policy_factory is None:
+            return chosen.getRetryPolicy()
+        return super().getRetryPolicy()
+
+
+def _pass_on(result):
+    return result
+
+
+def _is_comparable(value):
+    """Whether comparing with a class's default is safe: no foreign __eq__ is called."""
+    return value is None or type(value) in (str, int, bool, tuple, float)
+
+
+def as_job(call):
+    """`call` if it is a job; else what adapts it to one, else a plain Job of it."""
+    if isinstance(call, Job):
+        return call
+    adapted = IJob(call, None)
+    return Job(call) if adapted is None else adapted
+
+
+def checked_priority(priority):
+    if isinstance(priority, bool) or not isinstance(priority, int):
+        raise TypeError(f'priority is a whole number, not {priority!r}')
+    if not 0 <= priority <= MAX_PRIORITY:
+        raise ValueError(f'priority is 0 to {MAX_PRIORITY} (smaller first), not {priority}')
+    return priority
+
+
+def checked_channel(channel):
+    if channel is not None and not isinstance(channel, str):
+        raise TypeError(f'channel is a text or None, not {channel!r}')
+    return channel or None
+
+
+def checked_span(span, name):
+    """Microseconds of a timedelta or seconds that must not be negative; None stays None."""
+    if span is None:
+        return None
+    span = clock.micros_in(span)
+    if span < 0:
+        raise ValueError(f'{name} may not be negative')
+    return span
+
+
+def custom_repr(thing):
+    """A short repr that loads nothing: class and oid for what is stored."""
+    if isinstance(thing, Persistent):
+        cls = type(thing)
+        oid = thing._p_oid
+        name = f'{cls.__module__}.{cls.__qualname__}'
+        return f'{name} (oid {int.from_bytes(oid, "big")})' if oid else name
+    if callable(thing) and hasattr(thing, '__qualname__'):
+        return f'{thing.__module__}.{thing.__qualname__}'
+    return repr(thing)

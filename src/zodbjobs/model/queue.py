@@ -1,0 +1,543 @@
+"""Queues: put, look, take out; and the places in which jobs wait.
+
+The queue's own record is written when it is created and never again.  What
+changes lies in objects of its own: the lanes (`intake`), which alone producers
+write; the trees of dispatchers (`ready`); the jobs held, the unique ids, the
+settings.
+
+`put` and the other verbs run in the application's transaction; `conclude` and
+`await_blockers` in a dispatcher's.
+"""
+
+import datetime
+import heapq
+import itertools
+import uuid
+from collections.abc import MutableMapping
+
+from BTrees.LOBTree import LOBTree
+from BTrees.OOBTree import OOBTree
+from persistent import Persistent
+from zope.component import queryUtility
+from zope.event import notify
+from zope.interface import implementer
+
+from zodbjobs import clock, status
+from zodbjobs.interfaces import (
+    BadStatusError,
+    DuplicateJobError,
+    IQueue,
+    IQueues,
+    IUUID,
+    JobAdded,
+    MultipleDelayError,
+    QueueClosed,
+)
+from zodbjobs.model.handout import URGENT, Round
+from zodbjobs.model.ids import UniqueIds
+from zodbjobs.model.intake import DEPENDS, Entry, Intake
+from zodbjobs.model.job import Job, as_job, checked_channel, checked_priority, checked_span
+from zodbjobs.model.notes import Notes
+from zodbjobs.model.quota import Quotas
+from zodbjobs.model.ready import TIE_BITS, Ready
+from zodbjobs.model.registry import Dispatchers
+
+ORDERS = ('due', 'put')
+CONFLICTS = ('raise', 'keep', 'replace')
+
+#: Two filings of one process that fall into the same microsecond are told apart
+#: by moving the later one on; so far a token's time may be ahead of its job's.
+DRIFT = clock.SECOND
+
+_last_filing = 0
+
+
+def _filing_time(now):
+    """`now`, or a little more: later than the filing before in this process."""
+    global _last_filing
+    if now > _last_filing or _last_filing - now > DRIFT:
+        _last_filing = now
+    else:
+        _last_filing += 1
+    return _last_filing
+
+
+class Settings(Persistent):
+    """What operators set and producers read."""
+
+    order = 'due'
+    closed = False
+    paused = None  # None, True, or microseconds until which
+    handler = None
+
+
+@implementer(IQueue)
+class Queue(Persistent):
+    """See IQueue."""
+
+    name = None
+    parent = None
+
+    def __init__(self):
+        self.intake = Intake()
+        self.ready = Ready()
+        self.held = LOBTree()  # {oid: job}
+        self.waiters = LOBTree()  # {oid of a job: LOBTree {oid: (token, job that waits)}}
+        self.ids = UniqueIds()
+        self.notes = Notes()
+        self.quotas = Quotas()
+        self.dispatchers = Dispatchers(self)
+        self.settings = Settings()
+
+    # put
+
+    def put(
+        self,
+        item,
+        begin_after=None,
+        begin_by=None,
+        *,
+        delay=None,
+        priority=None,
+        channel=None,
+        quota_names=None,
+        retries=None,
+        failure_log_level=None,
+        retry_policy_factory=None,
+        id=None,
+        on_conflict='raise',
+        depends_on=(),
+        after=(),
+        lease=None,
+        result_ttl=None,
+    ):
+        jar = self._jar()
+        if self.settings.closed:
+            raise QueueClosed(f'queue {self.name!r} is closed; set queue.closed = False to open it')
+        now = clock.micros()
+        job = as_job(item)
+        if job._status != status.NEW:
+            raise BadStatusError(f'{job!r} is {job.status}: a job is put once; put a new one')
+        wishes = {
+            '_due': _checked_due(begin_after, delay, now),
+            '_begin_by': checked_span(begin_by, 'begin_by'),
+            '_priority': None if priority is None else checked_priority(priority),
+            '_channel': checked_channel(channel),
+            '_retries': _checked_retries(retries, retry_policy_factory),
+            '_failure_log_level': failure_log_level,
+            '_retry_policy_factory': retry_policy_factory,
+            '_id': _checked_id(id),
+            '_depends_on': _checked_jobs(depends_on, 'depends_on') or None,
+            '_after': _checked_jobs(after, 'after') or None,
+            '_lease': checked_span(lease, 'lease'),
+            '_result_ttl': checked_span(result_ttl, 'result_ttl'),
+            '_quota_names': self.quotas.check(
+                job._quota_names if quota_names is None else quota_names
+            )
+            or None,
+        }
+        job.check_args(jar)
+        if retry_policy_factory is not None:
+            _check_factory(retry_policy_factory)
+        if job._p_jar is not None and job._p_jar is not jar:
+            raise ValueError(f'{job!r} belongs to another connection than the queue')
+        if id is not None:
+            other = self._resolve_conflict(id, on_conflict)
+            if other is not None:
+                return other
+        for name, value in wishes.items():
+            if value is not None:
+                setattr(job, name, value)
+        if job._p_jar is None:
+            jar.add(job)
+        utility = queryUtility(IUUID)
+        job.enqueued(self._p_oid, now, None if utility is None else utility.bytes)
+        self.file(job)
+        if id is not None:
+            self.ids.add(id, job)
+        notify(JobAdded(job, self))
+        return job
+
+    def _jar(self):
+        if self._p_jar is None:
+            raise ValueError(
+                'this queue is in no database yet, so a job put here could be lost: first'
+                ' queues[name] = queue, with the queues at root[KEY], and commit'
+            )
+        return self._p_jar
+
+    def _resolve_conflict(self, id, on_conflict):
+        """The job to keep instead, or None if the way is free."""
+        if on_conflict not in CONFLICTS:
+            raise ValueError(f'on_conflict is one of {CONFLICTS}, not {on_conflict!r}')
+        other = self.ids.get(id)
+        if other is None:
+            return None
+        now = other.status
+        if on_conflict == 'keep':
+            return other
+        if on_conflict == 'replace' and now in (status.PENDING, status.HELD):
+            self.remove(other)
+            return None
+        raise DuplicateJobError(
+            f'queue {self.name!r} has an unfinished job with id {id!r} ({now} since'
+            f' {clock.datetime_of(other._put)}); '
+            + (
+                'it is running and cannot be replaced'
+                if on_conflict == 'replace'
+                else "pass on_conflict='keep' or 'replace'"
+            )
+        )
+
+    # filing: the entry of a job, in a lane
+
+    def file(self, job):
+        """Leave the entry of a pending job in a lane, under a new token."""
+        base = job._due if self.settings.order == 'due' else job._put
+        old = job._token >> TIE_BITS
+        if not (job._token and 0 <= old - base <= DRIFT):
+            old = _filing_time(base) if job._due == job._put else base
+        group = (job._priority, job._channel or '', job._quota_names, int(job.runs_once))
+        blocked = (job._depends_on or job._after) and job.blockers()
+        deadline = 0 if job._begin_by is None or job._attempts else job._due + job._begin_by
+        self._leave(job, old, DEPENDS if blocked else job._due, group, deadline)
+
+    def file_urgently(self, job):
+        """Leave an entry for a job that has its result, so that a worker concludes it."""
+        group = (URGENT, job._channel or '', (), 0)
+        now = clock.micros()
+        self._leave(job, now, now, group)
+
+    def _leave(self, job, us, due, group, deadline=0):
+        tie = (job._token + 1) & ((1 << TIE_BITS) - 1)
+        job._token = us << TIE_BITS | tie
+        self.intake.add(self._p_jar, job.oid, Entry(job._token, due, group, job, deadline))
+
+    def unfile(self, job):
+        """Take the entry of a waiting job away, or make it stale where it is sorted."""
+        if not self.intake.remove(job.oid):
+            self.ready.dropped.change(1)
+        job._token ^= 1 << (TIE_BITS - 1)
+
+    def refile(self, job):
+        """File a waiting job anew, after what decides its place was changed."""
+        self.unfile(job)
+        self.file(job)
+        notify(JobAdded(job, self))
+
+    # look
+
+    def _waiting(self):
+        """Yield (token, job) of all waiting jobs in claim order."""
+        now = clock.micros()
+        due, later, blocked = [], [], []
+        for _, _, entry in self.intake.entries():
+            if entry.due == DEPENDS:
+                blocked.append((entry.token, entry.job))
+            elif entry.due > now:
+                later.append((entry.due << TIE_BITS, entry.token, entry.job))
+            else:
+                due.append((entry.group[0], entry.token, entry.job))
+        due.sort(key=lambda item: item[:2])
+        later.sort(key=lambda item: item[:2])
+        by_order = {'key': lambda item: item[:2]}
+        sorted_later = ((key, token, job) for key, (token, _, job) in self.ready.later.items())
+        walks = (
+            heapq.merge(due, self.ready.walk(), **by_order),
+            heapq.merge(later, sorted_later, **by_order),
+        )
+        for _, token, job in itertools.chain(*walks):
+            yield token, job
+        yield from blocked
+        for waiting in self.waiters.values():
+            yield from waiting.values()
+
+    def __iter__(self):
+        for token, job in self._waiting():
+            if job._token == token and job._status == status.PENDING:
+                yield job
+
+    def __len__(self):
+        ready = self.ready
+        return max(0, self.intake.count() + ready.waiting() - ready.dropped())
+
+    def __bool__(self):
+        return True
+
+    def __getitem__(self, index):
+        if index < 0:
+            return list(self)[index]
+        for job in itertools.islice(self, index, None):
+            return job
+        raise IndexError(f'queue {self.name!r} has {len(self)} waiting jobs')
+
+    def __contains__(self, job):
+        return job._status == status.PENDING and job.queue is self
+
+    def peek(self):
+        return next(iter(self), None)
+
+    # take out
+
+    def pull(self, index=0):
+        job = self[index]
+        self._take_out(job)
+        return job
+
+    def remove(self, job):
+        here = isinstance(job, Job) and job._queue_oid is not None and job.queue is self
+        if not here or job.status not in (status.PENDING, status.HELD):
+            raise LookupError('item not in queue', job)
+        self._take_out(job)
+
+    def _take_out(self, job):
+        if job._status == status.HELD:
+            self.held.pop(job.oid, None)
+        else:
+            self.unfile(job)
+        if job._id is not None:
+            self.ids.discard(job._id, job)
+        oid = job.oid
+        job.taken_out()
+        self.release(oid)
+
+    def clear(self):
+        count = 0
+        for job in list(self):
+            self._take_out(job)
+            count += 1
+        return count
+
+    def claim(self, filter=None, default=None):
+        if self.is_paused(clock.micros()):
+            return default
+        look = Round(self, clock.micros())
+        look.sort()
+        job = look.take_first(filter)
+        look.ready.waiting.change(look.sorted_count)
+        if job is None:
+            return default
+        job._move(status.ASSIGNED)
+        return job
+
+    def putBack(self, job):
+        if job._status != status.ASSIGNED or job.queue is not self:
+            raise BadStatusError(f'{job!r} is {job.status}: only a claimed job can be put back')
+        job.handed_back()
+        notify(JobAdded(job, self))
+
+    # settings
+
+    @property
+    def closed(self):
+        return self.settings.closed
+
+    @closed.setter
+    def closed(self, closed):
+        self.settings.closed = bool(closed)
+
+    @property
+    def order(self):
+        return self.settings.order
+
+    @order.setter
+    def order(self, order):
+        if order not in ORDERS:
+            raise ValueError(f'order is one of {ORDERS}, not {order!r}')
+        if order != self.settings.order:
+            waiting = list(self)
+            self.settings.order = order
+            for job in waiting:
+                self.refile(job)
+
+    @property
+    def handler(self):
+        return self.settings.handler
+
+    @handler.setter
+    def handler(self, handler):
+        self.settings.handler = handler
+
+    def pause(self, until=None):
+        if until is None:
+            self.settings.paused = True
+        elif isinstance(until, (int, float, datetime.timedelta)):
+            self.settings.paused = clock.micros() + checked_span(until, 'until')
+        else:
+            self.settings.paused = clock.micros_of(until)
+
+    def unpause(self):
+        self.settings.paused = None
+        notify(JobAdded(None, self))  # wakes the dispatchers
+
+    @property
+    def paused_until(self):
+        paused = self.settings.paused
+        return paused if paused in (None, True) else clock.datetime_of(paused)
+
+    def is_paused(self, now):
+        """Whether nothing is handed out at `now` (microseconds)."""
+        paused = self.settings.paused
+        return paused is True or (paused is not None and paused > now)
+
+    # what dispatchers do here
+
+    def await_blockers(self, token, job):
+        """Let a job wait for the first unfinished job that it depends on, or sort it in.
+
+        The blocker's record is read as current: if it finishes in a transaction
+        that overlaps, this one conflicts and looks again.
+        """
+        if job._token != token:
+            self.ready.dropped.change(-1)
+            self.ready.waiting.change(-1)
+            return
+        blockers = job.blockers()
+        if blockers and job.failed_dependency() is None:
+            first = blockers[0]
+            first._p_jar.readCurrent(first)
+            queue = first.queue or self
+            waiting = queue.waiters.get(first.oid)
+            if waiting is None:
+                waiting = queue.waiters[first.oid] = LOBTree()
+            waiting[job.oid] = (token, job)
+            return
+        group = (job._priority, job._channel or '', job._quota_names, int(job.runs_once))
+        deadline = 0 if job._begin_by is None else job._due + job._begin_by
+        now = clock.micros()
+        self.ready.file(Entry(token, job._due, group, job), now)
+        if deadline:
+            self.ready.deadlines.add(deadline << TIE_BITS, (token, job))
+
+    def conclude(self, agent, job):
+        """A job that an agent ran has its result: list it, and let others go on.
+
+        A job whose callbacks are not all done is filed for another worker.
+        """
+        if job._status == status.CALLBACKS:
+            self.file_urgently(job)
+            return
+        agent.history.add(
+            job, clock.micros(), job.outcome not in (None, 'success'), job._result_ttl
+        )
+        self.release(job.oid)
+        if job._id is not None:
+            self.ids.discard(job._id, job)
+
+    def release(self, oid):
+        """The job of that oid has finished: jobs that waited for it look again."""
+        if oid not in self.waiters:
+            return
+        for token, job in self.waiters.pop(oid).values():
+            job.queue.await_blockers(token, job)
+
+    def stats(self):
+        now = clock.micros()
+        agents = [agent for record in self.dispatchers.values() for agent in record.values()]
+        return {
+            'name': self.name,
+            'waiting': len(self),
+            'later': len(self.ready.later),
+            'held': len(self.held),
+            'running': sum(len(agent) for agent in agents),
+            'quotas': {q.name: {'size': q.size, 'len': len(q)} for q in self.quotas.values()},
+            'dispatchers': len([r for r in self.dispatchers.values() if r.activated]),
+            'agents': len(agents),
+            'closed': self.closed,
+            'paused': self.is_paused(now),
+            'paused until': self.paused_until,
+            'order': self.order,
+        }
+
+    def __repr__(self):
+        return f'<Queue {self.name!r}>'
+
+
+@implementer(IQueues)
+class Queues(Persistent, MutableMapping):
+    """See IQueues."""
+
+    def __init__(self):
+        self._items = OOBTree()
+        self.identity = str(uuid.uuid4())
+
+    def __getitem__(self, name):
+        try:
+            return self._items[name]
+        except (KeyError, TypeError):
+            raise KeyError(
+                f'there is no queue {name!r}; there are {sorted(self._items)}'
+            ) from None
+
+    def __setitem__(self, name, queue):
+        if not IQueue.providedBy(queue):
+            raise ValueError(f'only a queue can be put here, not {queue!r}')
+        if not isinstance(name, str):
+            raise TypeError(f'the name of a queue is a text, not {name!r}')
+        if queue.parent is not None and (queue.parent is not self or queue.name != name):
+            raise ValueError(f'{queue!r} has a place already')
+        queue.name, queue.parent = name, self
+        self._items[name] = queue
+
+    def __delitem__(self, name):
+        queue = self[name]
+        del self._items[name]
+        queue.name = queue.parent = None
+
+    def __iter__(self):
+        return iter(self._items)
+
+    def __len__(self):
+        return len(self._items)
+
+    def __bool__(self):
+        return True
+
+    def keys(self):
+        return list(self._items)
+
+    def __repr__(self):
+        return f'<Queues {list(self._items)}>'
+
+
+def _checked_due(begin_after, delay, now):
+    if delay is None:
+        return None if begin_after is None else clock.micros_of(begin_after)
+    if begin_after is not None:
+        raise MultipleDelayError(
+            f'begin_after={begin_after!r} and delay={delay!r} both say when to begin: give one'
+        )
+    return now + checked_span(delay, 'delay')
+
+
+def _checked_retries(retries, factory):
+    if retries is None:
+        return None
+    if isinstance(retries, bool) or not isinstance(retries, int) or retries < 0:
+        raise ValueError(f'retries is a whole number from 0 on, not {retries!r}')
+    if factory is not None:
+        raise ValueError('retries and retry_policy_factory were both given: give one')
+    return retries
+
+
+def _check_factory(factory):
+    if not isinstance(factory, str) and not callable(factory):
+        raise TypeError(
+            f'retry_policy_factory is the name of an adapter or a callable, not {factory!r}'
+        )
+
+
+def _checked_id(id):
+    if id is not None and (not isinstance(id, str) or not id):
+        raise TypeError(f'id is a text that is not empty, not {id!r}')
+    return id
+
+
+def _checked_jobs(jobs, name):
+    jobs = (jobs,) if isinstance(jobs, Job) else tuple(jobs)
+    for job in jobs:
+        if not isinstance(job, Job):
+            raise TypeError(f'{name} holds jobs, not {job!r}')
+        if job.status == status.NEW or job.queue is None:
+            raise ValueError(f'{name}: {job!r} is new and would never finish: put it first')
+    return jobs

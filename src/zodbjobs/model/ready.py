@@ -1,0 +1,168 @@
+"""Sorted jobs: what is due, by group, and what is due later.
+
+Only dispatchers write here, so these may be trees.  A group is (priority,
+channel, quota names, once); groups sort by priority first, so a walk over the
+groups is a walk in claim order, and a full quota or a channel that nobody
+takes skips its whole group at no cost.  Inside a group the key is the filing
+token: microseconds and six bits that tell filings of one instant apart.
+
+Runs in a dispatcher's claim transaction; `walk` also in readers'.
+"""
+
+import heapq
+import itertools
+
+from BTrees.Length import Length
+from BTrees.LOBTree import LOBTree
+from BTrees.OOBTree import OOBTree
+from persistent import Persistent
+
+#: Bits of a key that are not time.
+TIE_BITS = 6
+
+PRIORITY, CHANNEL, QUOTAS, ONCE = range(4)
+
+
+class Sorted(LOBTree):
+    """An ordered set of values by a key that may be taken already.
+
+    The inner nodes are kept small: one is rewritten whenever a leaf goes.
+    """
+
+    max_leaf_size = 60
+    max_internal_size = 64
+
+    def add(self, key, value):
+        """Store `value` at the first free key from `key` on; returns that key.
+
+        A run of taken keys is measured by doubling and then halving, so ten
+        thousand jobs for the same instant do not cost their square.
+        """
+        if key in self:
+            step = 1
+            while key + step in self:
+                step *= 2
+            low, high = key + step // 2, key + step
+            while high - low > 1:
+                middle = (low + high) // 2
+                low, high = (middle, high) if middle in self else (low, middle)
+            key = high
+        self[key] = value
+        return key
+
+
+class Ready(Persistent):
+    """The sorted jobs of a queue.  This record itself is written once."""
+
+    def __init__(self):
+        self.groups = OOBTree()  # {group: Sorted {token: (token, job)}}
+        self.later = Sorted()  # {due << 6: (token, group, job)}
+        self.deadlines = Sorted()  # {deadline << 6: (token, job)}
+        self.waiting = Length()  # entries in groups and later
+        self.dropped = Length()  # those of them whose job is there no more
+
+    def file(self, entry, now):
+        """Sort an Entry in: among the due ones, or among those due later."""
+        if entry.due > now:
+            self.later.add(entry.due << TIE_BITS, (entry.token, entry.group, entry.job))
+        else:
+            self._file_due(entry.group, entry.token, entry.job)
+
+    def _file_due(self, group, token, job):
+        tree = self.groups.get(group)
+        if tree is None:
+            tree = self.groups[group] = Sorted()
+        tree.add(token, (token, job))
+
+    def mature(self, now, limit):
+        """Move what has become due at `now` to its group; returns how many."""
+        count = 0
+        while count < limit and self.later:
+            key = self.later.minKey()
+            if key >> TIE_BITS > now:
+                break
+            token, group, job = self.later.pop(key)
+            self._file_due(group, token, job)
+            count += 1
+        return count
+
+    def next_due(self):
+        """Microseconds at which the first later job becomes due, or None."""
+        return self.later.minKey() >> TIE_BITS if self.later else None
+
+    def expire(self, now, limit):
+        """Take the (token, job) whose deadline has passed off the list of deadlines."""
+        found = []
+        while len(found) < limit and self.deadlines:
+            key = self.deadlines.minKey()
+            if key >> TIE_BITS > now:
+                break
+            found.append(self.deadlines.pop(key))
+        return found
+
+    def next_deadline(self):
+        """Microseconds of the first deadline, or None."""
+        return self.deadlines.minKey() >> TIE_BITS if self.deadlines else None
+
+    def runs(self, channels=None):
+        """Yield lists of the groups of one priority, smallest priority first.
+
+        With `channels` (an iterable of names) only groups of those.
+        """
+        if channels is None:
+            for _, run in itertools.groupby(self.groups.keys(), key=lambda g: g[PRIORITY]):
+                yield list(run)
+            return
+        names = sorted(channels)
+        priority = -1
+        while True:
+            later = list(itertools.islice(self.groups.keys((priority + 1,)), 1))
+            if not later:
+                return
+            priority = later[0][PRIORITY]
+            run = [group for name in names for group in self._of_channel(priority, name)]
+            if run:
+                yield run
+
+    def _of_channel(self, priority, name):
+        return self.groups.keys((priority, name), (priority, name + '\0'), excludemax=True)
+
+    def stream(self, group, wanted=None):
+        """Yield (token, slot, group, job) of one group in order.
+
+        `wanted` (called with the group) is asked before each, so a stream ends
+        as soon as its quota is full.
+        """
+        for slot, (token, job) in self.groups[group].items():
+            if wanted is not None and not wanted(group):
+                return
+            yield token, slot, group, job
+
+    def walk(self):
+        """Yield (token, job) of the due jobs in claim order."""
+        for run in self.runs():
+            streams = [self.stream(group) for group in run]
+            for token, _, _, job in merged(streams):
+                yield token, job
+
+    def take(self, group, slot):
+        """Remove one due job."""
+        tree = self.groups[group]
+        del tree[slot]
+        if not tree:
+            del self.groups[group]
+
+    def clear(self):
+        """Forget everything."""
+        self.groups.clear()
+        self.later.clear()
+        self.deadlines.clear()
+        self.waiting.set(0)
+        self.dropped.set(0)
+
+
+def merged(streams):
+    """Merge streams of (token, ...) by token, without comparing what follows."""
+    if len(streams) == 1:
+        return streams[0]
+    return heapq.merge(*streams, key=lambda item: item[0])

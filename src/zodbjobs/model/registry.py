@@ -1,0 +1,204 @@
+"""The records of the dispatchers that serve a queue, and their agents.
+
+Runs in the transaction of a dispatcher that registers, activates or recovers,
+or in the application's that edits agents.
+"""
+
+import uuid as uuid_module
+
+from BTrees.OOBTree import OOBTree
+from persistent import Persistent
+from zope.event import notify
+from zope.interface import implementer
+
+from zodbjobs import clock, status
+from zodbjobs.interfaces import (
+    DispatcherActivated,
+    DispatcherDeactivated,
+    DispatcherReactivated,
+    DispatcherRegistered,
+    DispatcherUnregistered,
+    IDispatcherAgents,
+    IDispatchers,
+)
+from zodbjobs.model.job import WAITS_FOR_JOB
+
+
+class _Mapping(Persistent):
+    """What the two mappings here share: an OOBTree, seen from outside."""
+
+    def __init__(self):
+        self._items = OOBTree()
+
+    def _key(self, key):
+        return key
+
+    def get(self, key, default=None):
+        return self._items.get(self._key(key), default)
+
+    def __getitem__(self, key):
+        return self._items[self._key(key)]
+
+    def __contains__(self, key):
+        return self._key(key) in self._items
+
+    def __len__(self):
+        return len(self._items)
+
+    def __bool__(self):
+        return True
+
+    def __iter__(self):
+        return iter(self.keys())
+
+    def keys(self):
+        return self._items.keys()
+
+    def values(self):
+        return self._items.values()
+
+    def items(self):
+        return zip(self.keys(), self.values(), strict=True)
+
+
+@implementer(IDispatcherAgents)
+class DispatcherAgents(_Mapping):
+    """See IDispatcherAgents."""
+
+    activated = None
+    dead = False
+    host = None
+    pid = None
+
+    def __init__(self, uuid, parent):
+        super().__init__()
+        self.UUID = uuid
+        self.parent = parent
+
+    @property
+    def queue(self):
+        return self.parent.parent
+
+    def activate(self, host=None, pid=None):
+        if self.activated is not None:
+            raise ValueError(f'{self!r} is activated already, since {self.activated}')
+        self.activated = clock.now()
+        self.dead = False
+        self.host, self.pid = host, pid
+        notify(DispatcherActivated(self))
+
+    def deactivate(self):
+        if self.activated is None:
+            raise ValueError(f'{self!r} is not activated')
+        self.activated = None
+        for agent in self.values():
+            hand_back(agent)
+        notify(DispatcherDeactivated(self))
+
+    def reactivate(self):
+        self.activated = clock.now()
+        self.dead = False
+        notify(DispatcherReactivated(self))
+
+    def died(self):
+        """It was proved to have ended without saying so; its jobs are interrupted ones."""
+        self.activated = None
+        self.dead = True
+        for agent in self.values():
+            hand_back(agent, interrupted=True)
+        notify(DispatcherDeactivated(self))
+
+    def __setitem__(self, name, agent):
+        if not hasattr(agent, 'running'):
+            raise ValueError(f'only an agent can be put here, not {agent!r}')
+        if agent.parent is not None and agent.parent is not self:
+            raise ValueError(f'{agent!r} serves {agent.parent!r} already')
+        agent.name = name
+        agent.parent = self
+        self._items[name] = agent
+
+    def __delitem__(self, name):
+        agent = self._items[name]
+        if len(agent):
+            raise ValueError(
+                f'{agent!r} still has {len(agent)} jobs; set its size to 0 and wait for them'
+            )
+        del self._items[name]
+        agent.parent = None
+
+    def __repr__(self):
+        return f'<DispatcherAgents {self.UUID}>'
+
+
+@implementer(IDispatchers)
+class Dispatchers(_Mapping):
+    """See IDispatchers."""
+
+    def __init__(self, queue):
+        super().__init__()
+        self.parent = queue
+
+    def _key(self, key):
+        return str(key)
+
+    def keys(self):
+        return [record.UUID for record in self._items.values()]
+
+    def register(self, uuid):
+        if not isinstance(uuid, uuid_module.UUID):
+            uuid = uuid_module.UUID(str(uuid))
+        if uuid in self:
+            raise ValueError(f'{uuid} is registered already')
+        record = self._items[str(uuid)] = DispatcherAgents(uuid, self)
+        notify(DispatcherRegistered(record))
+        return record
+
+    def unregister(self, uuid):
+        record = self[uuid]
+        if record.activated is not None:
+            raise ValueError(f'{record!r} is activated since {record.activated}: stop it first')
+        for agent in record.values():
+            if len(agent):
+                raise ValueError(f'{agent!r} of {uuid} still holds {len(agent)} jobs')
+        del self._items[str(uuid)]
+        notify(DispatcherUnregistered(record))
+        return record
+
+    def agent_of(self, job):
+        """(agent, whether it was claimed ahead) for a job that some agent runs, or None."""
+        oid = job.oid
+        for record in self._items.values():
+            for agent in record.values():
+                found = agent.holds(oid, job._token)
+                if found is not None:
+                    return agent, found[0]
+        return None
+
+
+def hand_back(agent, interrupted=False, keep=()):
+    """Give the jobs that an agent runs back to their queue.
+
+    A job that has its result but not told it yet goes to another worker; one
+    that has finished is listed in the history; others wait at their old place.
+    `interrupted`: their worker is known to have ended, and they are counted as
+    interrupted.  Jobs whose oid is in `keep` stay.  Returns how many went back.
+    """
+    count = 0
+    queue = agent.queue
+    for oid, token, job, *_ in agent.entries():
+        if oid in keep:
+            continue
+        agent.retired(oid, token)
+        if job._token != token:
+            continue
+        if job._status in status.FINISHED:
+            queue.conclude(agent, job)
+        elif job.waits == WAITS_FOR_JOB:
+            agent.waiting[oid] = job
+        elif interrupted:
+            job.was_interrupted()
+            count += 1
+        else:
+            job.handed_back()
+            count += 1
+    return count
