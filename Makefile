@@ -1,0 +1,115 @@
+# `make run` shows it at work, `make test` proves it.  Each target does all of its own set-up, on a
+# machine with nothing but Python 3.11 or newer and pip; stamps make a second call cost nothing.
+#
+#   make run  ARGS='--help'          make test ARGS='tests/model -k put'     make bench  make docs
+#   make test-3.12                   make test-all     make floors
+#   make lint     make format        make types        make house            make clean
+#
+# PYTHON=python3.13 chooses the interpreter when .venv is made; `make clean` first to change it.
+
+PYTHON ?= python3
+ARGS ?=
+WORKERS ?= 2
+
+VENV := .venv
+PY := $(VENV)/bin/python
+UV := $(VENV)/bin/uv
+PACKAGING := pyproject.toml setup.py
+EVERYTHING := test,dev,docs,postgresql,sqlite,zope,pyramid,cron,cli,metrics,otel
+VERSIONS := 3.11 3.12 3.13
+# A page and a module of tests stay in one worker: what stands in a page follows from what stood before.
+PYTEST := -m pytest -n $(WORKERS) --dist loadfile
+SHORT := -m 'not slow and not processes'
+LANE_ARGS ?=
+
+# Use the interpreters of the machine, never fetch one.
+export UV_PYTHON_DOWNLOADS := never
+# What pip was told about where packages come from holds for uv too.
+ifdef PIP_INDEX_URL
+export UV_DEFAULT_INDEX ?= $(PIP_INDEX_URL)
+endif
+
+.PHONY: run test test-all floors bench docs lint format types house clean
+.DELETE_ON_ERROR:
+.PRECIOUS: .venv-%/.ready
+
+run: $(VENV)/.ready-run
+	$(VENV)/bin/zodbjobs demo $(ARGS)
+
+test: $(VENV)/.ready-dev
+	$(PY) $(PYTEST) $(ARGS)
+
+bench: $(VENV)/.ready-dev
+	$(PY) -m benchmarks $(ARGS)
+
+docs: $(VENV)/.ready-dev
+	$(PY) -m sphinx -W --keep-going -q -b html docs docs/_build/html
+
+lint: $(VENV)/.ready-dev
+	$(VENV)/bin/ruff check .
+	$(VENV)/bin/ruff format --check .
+
+format: $(VENV)/.ready-dev
+	$(VENV)/bin/ruff check --fix .
+	$(VENV)/bin/ruff format .
+
+types: $(VENV)/.ready-dev
+	$(VENV)/bin/mypy
+
+house: $(VENV)/.ready-dev
+	$(PY) -m pytest -q tests/test_house.py tests/test_tidy.py
+
+# Every Python this machine has; a missing one is named, not an error.
+test-all:
+	@found=; for version in $(VERSIONS); do \
+	    if .ci/find-python $$version >/dev/null; then found="$$found test-$$version"; \
+	    else echo "no Python $$version here: its lane is left out"; fi; \
+	done; $(MAKE) --no-print-directory $$found floors
+
+test-%: .venv-%/.ready
+	.venv-$*/bin/python $(PYTEST) $(LANE_ARGS) $(ARGS)
+
+# The oldest releases that pyproject.toml allows.
+floors: .venv-floors/.ready
+	.venv-floors/bin/python $(PYTEST) $(SHORT) $(ARGS)
+
+clean:
+	rm -rf $(VENV) $(foreach version,$(VERSIONS) floors,.venv-$(version)) build dist docs/_build
+	rm -rf .pytest_cache .mypy_cache .ruff_cache .hypothesis .coverage .coverage.*
+	find src tests docs benchmarks -name __pycache__ -prune -exec rm -rf {} +
+	rm -rf src/*.egg-info
+
+# ---- set-up ---------------------------------------------------------------------------------
+
+# Debian forbids pip to write into the system's Python and ships venv without the piece that brings
+# pip along.  So: an empty environment, and the machine's pip is told to install uv into it.
+$(UV):
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null || { \
+	    echo 'zodbjobs needs Python 3.11 or newer; name one: make $(MAKECMDGOALS) PYTHON=python3.11' >&2; \
+	    exit 1; }
+	@[ -x $(PY) ] || $(PYTHON) -m venv --without-pip $(VENV) || $(PYTHON) -m virtualenv -q $(VENV) || { \
+	    echo 'cannot make $(VENV): on Debian, apt install python3-venv' >&2; exit 1; }
+	@$(PYTHON) -m pip --python $(PY) install -q uv \
+	    || { $(PYTHON) -m venv $(VENV) && $(PY) -m pip install -q uv; } || { \
+	    echo 'cannot install uv into $(VENV): on Debian, apt install python3-pip' >&2; exit 1; }
+
+$(VENV)/.ready-run: $(PACKAGING) | $(UV)
+	$(UV) pip install -q --python $(PY) -e '.[cli]'
+	@touch $@
+
+$(VENV)/.ready-dev: $(PACKAGING) | $(UV)
+	$(UV) pip install -q --python $(PY) -e '.[$(EVERYTHING)]'
+	@touch $@ $(VENV)/.ready-run
+
+.venv-floors/.ready: $(PACKAGING) | $(UV)
+	@python=$$(.ci/find-python 3.11) || { echo 'the floors need a Python 3.11' >&2; exit 1; }; \
+	    set -x; $(UV) venv -q --clear --python $$python .venv-floors
+	$(UV) pip install -q --python .venv-floors/bin/python --resolution lowest-direct -e '.[test]'
+	@touch $@
+
+# The lanes have the tests' own needs and no extra: what is optional must be left out without harm.
+.venv-%/.ready: $(PACKAGING) | $(UV)
+	@python=$$(.ci/find-python $*) || { echo 'there is no Python $* here' >&2; exit 1; }; \
+	    set -x; $(UV) venv -q --clear --python $$python .venv-$*
+	$(UV) pip install -q --python .venv-$*/bin/python -e '.[test]'
+	@touch $@
