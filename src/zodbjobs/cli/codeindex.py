@@ -229,8 +229,12 @@ class CodeIndex(Persistent):
     """An index of the Python sources in one folder.
 
     Several transactions may add different files at a time, yet they meet in
-    the common words: adding in turn is faster (see ``demo.py``).
+    the common words: adding in turn is faster (see ``demo.py``).  `run` and
+    `report` are for whoever keeps it up to date.
     """
+
+    run = None
+    report = None
 
     def __init__(self, folder):
         self.folder = folder

@@ -1,0 +1,119 @@
+"""The command ``zodbjobs``: finds the command that was asked for and runs it.
+
+A command is a module with ``add_arguments(parser)``, which also describes it,
+and ``main(args)``, which does the work and returns the exit code.  The module
+is imported only when it is asked for, so help is quick, and nothing here
+imports a reactor.
+
+Exit codes: 0 done, 1 something did not work, 2 the command line or the database
+it names is wrong, 130 interrupted.
+"""
+
+import argparse
+import importlib
+import os
+import sys
+
+from zodbjobs.cli.output import INTERRUPTED, WRONGLY_ASKED, CommandError, say
+
+#: command -> (its module, what it is for, in a line)
+COMMANDS = {
+    'demo': ('zodbjobs.cli.demo', 'index a folder of Python sources, as a show of it all'),
+    'run': ('zodbjobs.cli.run', 'a worker process for a database, until it is told to stop'),
+}
+
+BROKEN_PIPE = 141  # what a shell shows for a program ended by SIGPIPE
+
+EXAMPLES = """\
+examples:
+  zodbjobs demo                          index the standard library with jobs
+  zodbjobs demo search JSONDecoder       ask that index
+  zodbjobs run file:///srv/app/Data.fs   work on the jobs of a database
+  zodbjobs run zeo://localhost:9991 --path src --threads 8
+"""
+
+
+class PrintVersion(argparse.Action):
+    """``--version``; the version is looked up only then."""
+
+    def __init__(self, option_strings, dest, **options):
+        super().__init__(option_strings, dest, nargs=0, help='show the version and exit')
+
+    def __call__(self, parser, namespace, values, option_string=None):
+        from importlib.metadata import version
+
+        print('zodbjobs', version('zodbjobs'))
+        parser.exit()
+
+
+def main(argv=None):
+    """Run the command in `argv` (default: the process's own) and return its exit code.
+
+    Raises SystemExit, as argparse does, for help and for a wrong command line.
+    """
+    argv = sys.argv[1:] if argv is None else argv
+    if not argv:
+        top_parser().print_help(sys.stderr)
+        return WRONGLY_ASKED
+    asked = top_parser().parse_args(argv)
+    module = importlib.import_module(COMMANDS[asked.command][0])
+    parser = argparse.ArgumentParser(
+        prog=f'zodbjobs {asked.command}', formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    module.add_arguments(parser)
+    args = parser.parse_intermixed_args(asked.arguments)
+    try:
+        code = module.main(args)
+        sys.stdout.flush()
+    except BrokenPipeError:
+        return after_broken_pipe()
+    except KeyboardInterrupt:
+        say('interrupted')
+        return INTERRUPTED
+    except Exception as error:
+        code = code_of(error)
+        if code is None:
+            raise
+        say(f'zodbjobs {asked.command}: {error}')
+    return code
+
+
+def top_parser():
+    """What stands before the command, and the help that lists the commands."""
+    lines = [f'  {name:<8}{purpose}' for name, (_, purpose) in COMMANDS.items()]
+    parser = argparse.ArgumentParser(
+        prog='zodbjobs',
+        usage='zodbjobs [-h] [--version] COMMAND ...',
+        description='Jobs kept in the ZODB. "zodbjobs COMMAND --help" tells about a command.',
+        epilog='\n'.join(['commands:', *lines, '', EXAMPLES]),
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument('--version', action=PrintVersion)
+    parser.add_argument('command', type=known_command, metavar='COMMAND', help=argparse.SUPPRESS)
+    parser.add_argument('arguments', nargs=argparse.REMAINDER, help=argparse.SUPPRESS)
+    return parser
+
+
+def known_command(name):
+    if name not in COMMANDS:
+        raise argparse.ArgumentTypeError(f'there is no {name!r}; there are {", ".join(COMMANDS)}')
+    return name
+
+
+def code_of(error):
+    """The exit code for an `error` that is the world's fault; None for one of ours."""
+    if isinstance(error, CommandError):
+        return error.code
+    from zodbjobs.runtime.address import AddressError  # late: this imports the ZODB
+
+    return WRONGLY_ASKED if isinstance(error, AddressError) else None
+
+
+def after_broken_pipe():
+    """Whoever read our output has gone, as ``head`` does: be silent, also at exit."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    return BROKEN_PIPE
+
+
+if __name__ == '__main__':
+    sys.exit(main())
