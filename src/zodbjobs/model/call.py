@@ -91,12 +91,12 @@ def resolved(stored):
         return _found(stored)
     if isinstance(stored, tuple):
         owner, name = stored
-        _refuse_broken(owner)
+        refuse_broken(owner)
         try:
             return getattr(owner, name)
         except AttributeError:
             raise Vanished(f'{type(owner).__name__} has no method {name!r} any more') from None
-    _refuse_broken(stored)
+    refuse_broken(stored)
     return stored
 
 
@@ -113,10 +113,12 @@ def _found(text):
     return found
 
 
-def _refuse_broken(thing):
-    if isinstance(thing, Broken):
-        cls = type(thing)
-        raise Vanished(f'the class {cls.__module__}.{cls.__name__} cannot be imported')
+def refuse_broken(*things):
+    """Raise Vanished if the class of one of `things` is gone."""
+    for thing in things:
+        if isinstance(thing, Broken):
+            cls = type(thing)
+            raise Vanished(f'the class {cls.__module__}.{cls.__name__} cannot be imported')
 
 
 def call_name(stored):

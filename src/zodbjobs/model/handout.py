@@ -49,13 +49,14 @@ class Round:
         self.fresh = {}  # group -> [(token, chunk, group, job)], sorted; still in the lanes
         self.rooms = {}  # quota name -> free places
         self.sorted_count = 0  # entries that came to the trees, less those that left
-        self.deadlines = {}  # token -> (deadline, job) of fresh entries
+        self.deadlines = {}  # token -> Entry, of fresh entries that have a deadline
+        self.touched = False  # anything was moved
 
     # sort
 
     def sort(self):
         """Read the lanes, and move what has become due."""
-        self.ready.mature(self.now, SORT_LIMIT)
+        self.touched |= bool(self.ready.mature(self.now, SORT_LIMIT))
         for chunk, oid, entry in list(self.queue.intake.entries(SORT_LIMIT, self.rank)):
             if entry.due == DEPENDS:
                 del chunk[oid]
@@ -73,18 +74,21 @@ class Round:
             stream.sort(key=lambda item: item[0])
 
     def _file(self, entry):
+        self.touched = True
         self.ready.file(entry, self.now)
         if entry.deadline:
             self.ready.deadlines.add(entry.deadline << 6, (entry.token, entry.job))
         self.sorted_count += 1
 
     def _await(self, entry):
+        self.touched = True
         self.sorted_count += 1
         self.queue.await_blockers(entry.token, entry.job)
 
     def expire(self):
         """Fail the waiting jobs whose begin_by has passed."""
         for token, job in self.ready.expire(self.now, EXPIRE_LIMIT):
+            self.touched = True
             if job._token == token and job.status == status.PENDING:
                 job.fail()
 

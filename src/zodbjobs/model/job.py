@@ -28,7 +28,13 @@ from zodbjobs.interfaces import (
     TimeoutError,
 )
 from zodbjobs.model import retry
-from zodbjobs.model.call import call_name, check_storable, resolved, stored_form
+from zodbjobs.model.call import (
+    call_name,
+    check_storable,
+    refuse_broken,
+    resolved,
+    stored_form,
+)
 from zodbjobs.model.failure import Failure, is_failure
 from zodbjobs.model.notes import Annotations
 from zodbjobs.model.owned import OwnedDict, OwnedList
@@ -513,11 +519,8 @@ class Job(Persistent):
         if self._status == status.NEW:
             raise BadStatusError(f'{self!r} is new: put it, then hold it')
         self._must_be('hold', status.PENDING)
-        queue = self.queue
-        queue.unfile(self)
-        self._move(status.HELD)
-        self._hold_reason = reason
-        queue.held[self.oid] = self
+        self.queue.unfile(self)
+        self.set_aside(reason)
 
     def resume(self):
         self._must_be('resume', status.HELD)
@@ -590,6 +593,7 @@ class Job(Persistent):
     def begun(self, now, agent_oid):
         """An attempt begins at `now` for the agent of that oid."""
         self._attempts += 1
+        self._interrupted = False
         self._active_start = now
         self._active_end = None
         self._agent_oid = agent_oid
@@ -600,6 +604,7 @@ class Job(Persistent):
         Runs user code; the result is whatever that returns or raises.
         """
         call = resolved(self._call)
+        refuse_broken(*self.args, *self.kwargs.values())
         return call(*self.args, *args, **{**self.kwargs, **(kwargs or {})})
 
     def call_args(self):
@@ -660,6 +665,13 @@ class Job(Persistent):
     def chosen(self):
         """An agent's chooser claimed it, and the agent lists it now."""
         self._move(status.PENDING)
+
+    def set_aside(self, reason):
+        """It is held: no entry of it counts any more."""
+        self._move(status.HELD)
+        self._token ^= 1
+        self._hold_reason = reason
+        self.queue.held[self.oid] = self
 
     def handed_back(self):
         """Its worker stopped before it began, or gave it back: it waits at its old place."""

@@ -202,11 +202,14 @@ class Queue(Persistent):
         deadline = 0 if job._begin_by is None or job._attempts else job._due + job._begin_by
         self._leave(job, old, DEPENDS if blocked else job._due, group, deadline)
 
-    def file_urgently(self, job):
-        """Leave an entry for a job that has its result, so that a worker concludes it."""
+    def file_urgently(self, job, due=0):
+        """Leave an entry for a job that has its result, so that a worker concludes it.
+
+        Not before `due` (microseconds).
+        """
         group = (URGENT, job._channel or '', (), 0)
         now = clock.micros()
-        self._leave(job, now, now, group)
+        self._leave(job, now, max(now, due), group)
 
     def _leave(self, job, us, due, group, deadline=0):
         tie = (job._token + 1) & ((1 << TIE_BITS) - 1)

@@ -192,6 +192,8 @@ def hand_back(agent, interrupted=False, keep=()):
         if job._token != token:
             continue
         if job._status in status.FINISHED:
+            if interrupted and job._status == status.CALLBACKS:
+                job._interruptions += 1
             queue.conclude(agent, job)
         elif job.waits == WAITS_FOR_JOB:
             agent.waiting[oid] = job

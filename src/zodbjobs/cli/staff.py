@@ -1,0 +1,193 @@
+"""Somebody to work on a database's jobs, for as long as a block lasts.
+
+Either threads of this process, on a database that it alone has open, or worker
+processes (``zodbjobs run``) on a ZEO server that is started for them.  However
+the block ends, those who work are told to stop, given time to end what they
+do, and waited for.  To be used in the main thread.
+"""
+
+import contextlib
+import os
+import signal
+import subprocess
+import sys
+import tempfile
+import threading
+
+from zodbjobs import clock, configure, subscribers
+from zodbjobs.cli.output import CommandError
+from zodbjobs.interfaces import KEY
+from zodbjobs.runtime.address import open_database
+
+GRACE_SECONDS = 20  # for the jobs that run when it stops; files are read in less than a second
+SERVER_SECONDS = 20  # until the server has its socket; it took 1 to 2
+MARGIN_SECONDS = 10  # what a process may take for its end beside the grace period
+
+
+def pause(seconds):
+    """Let the workers work; the signals of `staffed` end it."""
+    threading.Event().wait(seconds)
+
+
+def staffed(path, threads, workers=None, **db_options):
+    """A context manager: its `Staff` works on the jobs in the file at `path`.
+
+    `threads` is how many jobs each process runs at a time; `workers` how many
+    processes there are, None: this one.  `db_options` go to ZODB.DB.
+    SIGINT and SIGTERM raise KeyboardInterrupt in the block.
+    Raises AddressError or CommandError if it does not get going.
+    """
+    if workers is None:
+        return _threads(path, threads, db_options)
+    return _processes(path, threads, workers, db_options)
+
+
+class Staff:
+    """Those who work; `db` is the database for whoever gives them work."""
+
+    def __init__(self, db, server=None, workers=()):
+        self.db = db
+        self._server = server
+        self._workers = workers
+
+    def check(self):
+        """Raise CommandError if nobody is left who could do the work."""
+        if self._server is not None:
+            self._server.check()
+        if self._workers and not any(worker.is_alive() for worker in self._workers):
+            for worker in self._workers:
+                worker.check()
+
+
+@contextlib.contextmanager
+def _threads(path, threads, db_options):
+    with contextlib.closing(open_database(f'file:{path}', **db_options)) as db:
+        _resize_agents(db, threads)
+        dispatcher = configure.start(db, agent_size=threads, grace=GRACE_SECONDS)
+        subscribers.restore_signal_handlers(dispatcher)  # ours tell the user first
+        try:
+            with _interruptible():
+                yield Staff(db)
+        finally:
+            subscribers.stop(dispatcher)
+
+
+def _resize_agents(db, threads):
+    """An agent of an earlier run may have had another number of threads; `start` leaves it."""
+    with db.transaction() as connection:
+        for record in connection.root()[KEY][''].dispatchers.values():
+            for agent in record.values():
+                agent.size = threads
+
+
+@contextlib.contextmanager
+def _processes(path, threads, workers, db_options):
+    logs = os.path.dirname(os.path.abspath(path))
+    with contextlib.ExitStack() as stack:
+        stack.enter_context(_interruptible())
+        # Not beside the database: the path of a socket may have a hundred characters only.
+        place = stack.enter_context(tempfile.TemporaryDirectory(prefix='zodbjobs-'))
+        socket = os.path.join(place, 'zeo')
+        server = Child('ZEO server', os.path.join(logs, 'zeo.log'))
+        stack.callback(server.stop, MARGIN_SECONDS)
+        server.start('-m', 'ZEO.runzeo', '-f', path, '-a', socket)
+        server.wait_for(socket)
+        address = f'zeo://{socket}'
+        running = [
+            Child(f'worker {n}', os.path.join(logs, f'worker-{n}.log')) for n in range(1, workers + 1)
+        ]
+        stack.callback(stop_all, running, GRACE_SECONDS + MARGIN_SECONDS)
+        cache = db_options.get('cache_size')
+        query = '' if cache is None else f'?connection_cache_size={cache}'
+        for child in running:
+            child.start(
+                *('-m', 'zodbjobs', 'run', address + query),
+                *('--threads', str(threads), '--grace', str(GRACE_SECONDS)),
+            )
+        db = stack.enter_context(contextlib.closing(open_database(address, **db_options)))
+        configure.base()
+        yield Staff(db, server, running)
+
+
+class Child:
+    """A Python process of ours, with a log file."""
+
+    def __init__(self, name, log):
+        self.name, self.log = name, log
+        self.process = None
+
+    def start(self, *arguments):
+        """Run Python with `arguments`."""
+        with open(self.log, 'wb') as log:
+            self.process = subprocess.Popen(
+                [sys.executable, *arguments],
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=log,
+                start_new_session=True,  # a Ctrl-C is for us; we stop them in good order
+            )
+
+    def is_alive(self):
+        return self.process is not None and self.process.poll() is None
+
+    def check(self):
+        """Raise CommandError if it has ended."""
+        if not self.is_alive():
+            with open(self.log, errors='replace') as log:
+                said = log.read().strip().splitlines()[-1:]
+            raise CommandError(
+                f'the {self.name} has ended with code {self.process.returncode};'
+                f' {self.log} ends: {" ".join(said) or "(empty)"}'
+            )
+
+    def wait_for(self, path):
+        """Wait until it has made the file `path`."""
+        deadline = clock.monotonic() + SERVER_SECONDS
+        while not os.path.exists(path):
+            self.check()
+            if clock.monotonic() > deadline:
+                raise CommandError(f'the {self.name} does not get ready; see {self.log}')
+            pause(0.02)
+
+    def tell_to_stop(self):
+        if self.is_alive():
+            self.process.terminate()
+
+    def stop(self, seconds):
+        """See that it has ended, gently within so many seconds, else by force."""
+        self.tell_to_stop()
+        if self.process is None:
+            return
+        try:
+            self.process.wait(seconds)
+        except BaseException as error:  # the time is over, or a second Ctrl-C: leave nobody behind
+            self.process.kill()
+            self.process.wait()
+            if not isinstance(error, subprocess.TimeoutExpired):
+                raise
+
+
+def stop_all(children, seconds):
+    """Stop several together: they need their time at the same time."""
+    for child in children:
+        child.tell_to_stop()
+    for child in children:
+        child.stop(seconds)
+
+
+SIGNALS = (signal.SIGINT, signal.SIGTERM)
+
+
+@contextlib.contextmanager
+def _interruptible():
+    """Both signals raise KeyboardInterrupt in the main thread, so that `finally` is heard."""
+    formers = {number: signal.signal(number, _interrupt) for number in SIGNALS}
+    try:
+        yield
+    finally:
+        for number, former in formers.items():
+            signal.signal(number, former)
+
+
+def _interrupt(number, frame):
+    raise KeyboardInterrupt

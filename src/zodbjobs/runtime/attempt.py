@@ -1,0 +1,653 @@
+"""One attempt: the way of a claimed job through a worker.
+
+The heart of the runtime.  Read `Attempt.make` first; its steps are::
+
+    load -> admit -> begin -> set up -> call -> settle -> tell -> finish -> tear down -> report
+
+The work, its result and the job's record are one commit (`settle`).  Without
+callbacks `settle` finishes the job as well; with them each callback is an
+attempt of its own (`tell`), and `finish` is one commit more.  What goes wrong
+becomes a Failure; the job's retry policy advises on it, `decide` turns the
+advice into a Decision, and that is recorded in a transaction that is tried
+until it holds.
+
+Runs in a worker's thread, with that thread's connection and transaction.  This
+is the only module that runs user code in transactions of ours.
+"""
+
+import asyncio
+import contextlib
+import datetime
+import functools
+import logging
+import threading
+import typing
+
+from twisted.internet.defer import Deferred
+from ZODB.broken import Broken
+from zope.event import notify
+
+from zodbjobs import clock, local, status
+from zodbjobs.facts import AGAIN, GIVE_UP, LATER, Decision
+from zodbjobs.interfaces import (
+    AbortedError,
+    JobCompleted,
+    JobRescheduled,
+    JobStarted,
+    ReassignedError,
+)
+from zodbjobs.model import retry
+from zodbjobs.model.call import check_storable
+from zodbjobs.model.failure import Failure, is_failure
+from zodbjobs.model.job import WAITS_FOR_DEFERRED, WAITS_FOR_JOB, Job
+from zodbjobs.runtime import trouble
+
+log = logging.getLogger('zodbjobs.events')
+trace = logging.getLogger('zodbjobs.trace')
+
+#: Seconds between tries to record an outcome while the storage has trouble:
+#: the first, and the most after doubling.
+FIRST_PAUSE_SECONDS, LONGEST_PAUSE_SECONDS = 0.5, 30
+
+#: How long a text about a result may be.
+SHOWN_LENGTH = 10_000
+
+# What a report says of an attempt.
+FINISHED = 'finished'  # the job has its result and has told it
+RELEASED = 'released'  # it waits elsewhere: filed again, or held
+STALE = 'stale'  # the entry was out of date before the attempt began
+REASSIGNED = 'reassigned'  # the job went to another worker meanwhile
+WAITING = 'waiting'  # it returned a job, and waits for that without a thread
+DEFERRED = 'deferred'  # it returned something that fires later: slot kept, no thread
+LOST = 'lost'  # the worker met an error of its own
+ABANDONED = 'abandoned'  # the worker had to stop before the outcome could be recorded
+
+
+# What `admit` says.
+RUN, TELL = 'run', 'tell'
+
+
+class Report(typing.NamedTuple):
+    """What became of an attempt: facts for the dispatcher, no persistent object."""
+
+    assignment: object
+    kind: str
+    failed: bool = False
+    result_ttl: int | None = None
+    job_id: str | None = None
+    deferred: object = None
+
+
+class Raised:
+    """The exception of a Deferred or a coroutine, on its way to the attempt that resumes."""
+
+    def __init__(self, error):
+        self.error = error
+
+
+class _Over(Exception):
+    """The attempt has ended; carries the kind of its report."""
+
+    def __init__(self, kind):
+        super().__init__(kind)
+        self.kind = kind
+
+
+class Attempt:
+    """An attempt for `assignment` by `worker`.
+
+    `worker` is a `pool.Worker`: the connection and the transaction manager of
+    this thread, and what else the process has for its jobs.
+    """
+
+    def __init__(self, worker, assignment):
+        self.worker = worker
+        self.assignment = assignment
+        self.tm = worker.transaction_manager
+        self.oid = assignment.oid
+        self.started = clock.micros()
+        self.conflicts = 0
+        self.data_cache = {}
+        self.value = None
+
+    @property
+    def connection(self):
+        """This thread's connection to the job's database."""
+        return self.worker.connection_of(self.assignment.database)
+
+    # the recipe
+
+    def make(self):
+        """Carry the job as far as it goes now; returns a Report.  Never raises."""
+        return self._reported(self._make)
+
+    def _make(self):
+        if self.admit(self.load()) == RUN:
+            self.perform(self.call)
+        self.tell()
+        return self.finish()
+
+    def resume_with(self, value):
+        """Go on with a job whose Deferred has fired with `value`; returns a Report."""
+        return self._reported(functools.partial(self._resume, value))
+
+    def _resume(self, value):
+        job = self.load()
+        self._still_ours(job)
+        if job.waits == WAITS_FOR_DEFERRED:
+            self.perform(functools.partial(self.take_value, value), begin=False)
+        self.tell()
+        return self.finish()
+
+    def _reported(self, way):
+        try:
+            kind = way()
+        except _Over as over:
+            kind = over.kind
+        except ReassignedError as error:
+            log.error('%s; this worker leaves no trace and goes on', error)
+            kind = REASSIGNED
+        finally:
+            self._abort()
+        return self.report(kind)
+
+    # steps
+
+    def load(self):
+        """Begin a transaction and get the job in it, waiting out a lost storage."""
+
+        def get():
+            self.tm.begin()
+            try:
+                job = self.connection.get(self.oid)
+            except KeyError:  # a POSKeyError: the job was removed and packed away
+                raise _Over(STALE) from None
+            if isinstance(job, Broken):
+                log.error('%r cannot be loaded: its class is gone', self)
+                self.noted = {'failed': True}
+                raise _Over(FINISHED)
+            job._p_activate()
+            return job
+
+        return self._until_it_holds('load', get)
+
+    def admit(self, job):
+        """Say RUN, or TELL for a job that has its result; else end the attempt.
+
+        A stale entry, a job that must not begin (cancelled, late, a dependency
+        failed) and an interrupted one that its policy gives up end here.
+        """
+        if job._token != self.assignment.token:
+            raise _Over(STALE)
+        if job._status in status.FINISHED:
+            if job._status == status.COMPLETED:
+                self._note(job)
+                raise _Over(FINISHED)
+            return TELL
+        if job._status != status.PENDING:
+            raise _Over(STALE)
+        error = job.due_error(clock.micros())
+        if error is None and job._interrupted:
+            error = self._after_interruption(job)
+        self.worker.statistics.started(
+            self.assignment.job_id, repr(job), threading.get_ident(), job._due
+        )
+        if error is not None:
+            self.record(Failure(error), begin=False)
+            return TELL
+        return RUN
+
+    def _after_interruption(self, job):
+        """None to go on, or the error with which an interrupted job ends."""
+        advice = self._advice(job, 'interrupted')
+        trace.info('%r was interrupted; its policy says %r', job, advice)
+        if advice is True:
+            return None
+        if advice is False:
+            return AbortedError(
+                f'{job!r} was interrupted {job.interruptions} times and may not run again;'
+                f' whether its work was done outside the database is not known'
+            )
+        self.reschedule(_due_of(advice))
+        return None
+
+    def perform(self, work, begin=True):
+        """Run `work` (called with the job) and settle; again as the policy advises."""
+        while True:
+            try:
+                return self._try(work, begin)
+            except (_Over, ReassignedError):
+                raise
+            except BaseException as raised:  # noqa: BLE001 - a job may raise anything
+                error = raised
+                failure = Failure(error)
+                self._abort()
+            decision, failure = self.decide(error, failure)
+            if decision.kind == AGAIN:
+                self.conflicts += 1
+                self.worker.statistics.conflicted(self.assignment.job_id)
+                self.tm.begin()
+            elif decision.kind == LATER:
+                self.reschedule(decision.due)
+            else:
+                return self.record(failure, begin)
+
+    def _try(self, work, begin):
+        job = self._current(begin)
+        notify(JobStarted(job))
+        former = local.enter(job, self.worker.surroundings)
+        hook = _Hook(job)
+        try:
+            hook.set_up()
+            self.settle(job, work(job))
+        except _Over:
+            raise
+        except BaseException:
+            self._abort()  # what settle has not committed must not stay
+            raise
+        finally:
+            hook.tear_down(self)
+            local.leave(former)
+
+    def _current(self, begin):
+        """The job in the present transaction, marked as begun."""
+        job = self.connection.get(self.oid)
+        if begin:
+            job.begun(self.started, self.worker.agent_oid)
+        return job
+
+    def call(self, job):
+        """Run the job's callable: user code."""
+        return job.run(job.call_args())
+
+    def take_value(self, value, job):
+        """Stand in for the call when a Deferred has fired: its value, or its error."""
+        if isinstance(value, Raised):
+            raise value.error
+        return value
+
+    def settle(self, job, value):
+        """Commit the work together with its result."""
+        job._conflicts += self.conflicts
+        later = self._is_later(value)
+        if later:
+            job.waits_for_deferred()
+        elif isinstance(value, Job):
+            self._wait_for(job, value)
+        else:
+            check_storable(value, self.connection, f'the result of {job!r}', homes=False)
+            self._store(job, value)
+        policy = job._policy
+        if policy is not None and self.data_cache:
+            policy.updateData(self.data_cache)
+        try:
+            self.tm.commit()
+        except BaseException as error:
+            self.value = value
+            error._zodbjobs_commit = True
+            if later:
+                _close(value)
+            raise
+        self._settled(job, value, later)
+
+    def _store(self, job, result):
+        """Write the result into the record, and finish the job if nobody is to be told."""
+        job.settled(result)
+        notify(JobCompleted(job))
+        if job.untold() is None and not job._outers:
+            job.finished()
+
+    def _settled(self, job, value, later):
+        """The work is committed: say so, and leave if the job waits."""
+        self._note(job)
+        if later:
+            trace.info('%r waits for %r', self, type(value).__name__)
+            self.deferred = value
+            raise _Over(DEFERRED)
+        if job._waits == WAITS_FOR_JOB:
+            raise _Over(WAITING)
+        self._log_outcome(job)
+        if job._status == status.COMPLETED:
+            raise _Over(FINISHED)
+
+    def _wait_for(self, job, inner):
+        """The call returned a job: its result will be this one's."""
+        if inner is job:
+            if job._waits != WAITS_FOR_JOB:
+                raise ValueError(f'{job!r} returned itself, and would wait for itself for ever')
+            job._status = status.ACTIVE  # a composite: its parts will tell it
+            return
+        if _waits_for(inner, job):
+            raise ValueError(f'{job!r} returned {inner!r}, which waits for it')
+        if inner._status == status.NEW and inner.parent is None:
+            job.queue.put(inner)
+        if inner._status == status.COMPLETED:
+            self._store(job, inner._result)
+        else:
+            job.waits_for_job(inner)
+
+    @staticmethod
+    def _is_later(value):
+        return isinstance(value, Deferred) or asyncio.iscoroutine(value)
+
+    def tell(self):
+        """Run the callbacks, one after the other, each in transactions of its own."""
+        while True:
+            callback = self.load().untold()
+            if callback is None:
+                self._abort()
+                return
+            CallbackAttempt(self.worker, self.assignment, callback._p_oid).make()
+
+    def finish(self):
+        """Complete a job whose callbacks are all done, and let those go on that wait for it."""
+
+        def complete():
+            job = self.load_now()
+            self._still_ours(job)
+            if job._status == status.CALLBACKS:
+                job.finished()
+            self._note(job)
+            self.tm.commit()
+
+        self._until_it_holds('finish', complete)
+        return FINISHED
+
+    def report(self, kind):
+        """The facts about this attempt for the dispatcher."""
+        noted = getattr(self, 'noted', {})
+        return Report(self.assignment, kind, deferred=getattr(self, 'deferred', None), **noted)
+
+    # when something went wrong
+
+    def decide(self, error, failure):
+        """The Decision on an error, by the advice of the job's retry policy, and the failure."""
+        in_commit = getattr(error, '_zodbjobs_commit', False)
+        kind = trouble_kind(error)
+        job = self.load()
+        self._still_ours(job)
+        if job._cancelled:
+            return Decision(GIVE_UP), Failure(job.due_error(clock.micros()))
+        if in_commit and kind is None:
+            log.info('%r: lost the outcome %s to an error in the commit', job, shown(self.value))
+        if job.is_late(clock.micros()) and kind != retry.DISCONNECTED:
+            return Decision(GIVE_UP), failure
+        self.data_cache[retry.KIND] = kind
+        try:
+            advice = self._advice(
+                job, 'commitError' if in_commit else 'jobError', failure, self.data_cache
+            )
+        finally:
+            self.data_cache.pop(retry.KIND, None)
+            self._abort()
+        trace.warning('%r: %s; its policy says %r', job, failure.getErrorMessage(), advice)
+        if advice is False:
+            return Decision(GIVE_UP), failure
+        if advice is True and kind == retry.CONFLICT:
+            return Decision(AGAIN), failure
+        return Decision(LATER, 0 if advice is True else _due_of(advice)), failure
+
+    def _advice(self, job, method, *args):
+        """Ask the policy; one that fails, or answers nonsense, means no more tries."""
+        try:
+            ask = getattr(job.getRetryPolicy(), method)
+            advice = ask(*args)
+        except Exception:  # noqa: BLE001 - user code
+            log.exception('the retry policy of %r failed in %s(); no retry', job, method)
+            return False
+        if isinstance(advice, (bool, datetime.datetime, datetime.timedelta)):
+            return advice
+        log.error(
+            'the retry policy of %r answered %s() with %r; it may answer True, False, a datetime'
+            ' or a timedelta; no retry', job, method, advice,
+        )  # fmt: skip
+        return False
+
+    def record(self, failure, begin):
+        """Make `failure` the job's result, and try until that is committed."""
+
+        def store():
+            self.tm.begin()
+            job = self._current(begin)
+            self._still_ours(job)
+            job._conflicts += self.conflicts
+            if self.data_cache:
+                self._advice_data(job)
+            if begin and self._shall_be_held(job):
+                job.set_aside(f'retries used up: {failure.getErrorMessage()}')
+                self.tm.commit()
+                raise _Over(RELEASED)
+            self._store(job, failure)
+            self.tm.commit()
+            self._note(job)
+            self._log_outcome(job)
+            return job._status == status.COMPLETED
+
+        if self._until_it_holds('record the failure of', store):
+            raise _Over(FINISHED)
+
+    def _shall_be_held(self, job):
+        try:
+            return getattr(job.getRetryPolicy(), 'on_exhausted', 'fail') == 'hold'
+        except Exception:  # noqa: BLE001 - user code; logged where its advice was asked
+            return False
+
+    def _advice_data(self, job):
+        with contextlib.suppress(Exception):  # a policy's own data must not lose the outcome
+            job.getRetryPolicy().updateData(self.data_cache)
+
+    def reschedule(self, due):
+        """File the job again, to begin at `due` (microseconds; 0: at its old place)."""
+
+        def store():
+            self.tm.begin()
+            job = self._current(begin=True)
+            self._still_ours(job)
+            job._conflicts += self.conflicts
+            self._advice_data(job)
+            job.rescheduled(due)
+            notify(JobRescheduled(job))
+            self.tm.commit()
+            trace.info('%r runs again at %s', job, job.begin_after)
+
+        self._until_it_holds('reschedule', store)
+        raise _Over(RELEASED)
+
+    # helpers
+
+    def load_now(self):
+        """Begin a transaction and get the job; raises what the storage raises."""
+        self.tm.begin()
+        return self.connection.get(self.oid)
+
+    def _still_ours(self, job):
+        """Raise ReassignedError if the job was given to somebody else meanwhile."""
+        if job._token != self.assignment.token or job._status in (status.NEW, status.HELD):
+            raise ReassignedError(f'{job!r} went to another worker')
+
+    def _abort(self):
+        try:
+            self.tm.abort()
+        except Exception:  # noqa: BLE001 - a data manager's abort; ours must go on
+            log.exception('abort failed')
+
+    def _until_it_holds(self, what, deed):
+        """Do `deed` until the storage lets it be done.
+
+        A conflict is tried again at once; other trouble after a pause, for as
+        long as the worker may wait.
+        """
+        pause = FIRST_PAUSE_SECONDS
+        while True:
+            try:
+                return deed()
+            except (_Over, ReassignedError):
+                raise
+            except Exception as error:  # noqa: BLE001 - whatever it is, the job must not be lost
+                self._abort()
+                if trouble.is_conflict(error):
+                    continue
+                self.worker.has_trouble(what, self.assignment, error)
+                if not self.worker.pause(pause):
+                    raise _Over(ABANDONED) from error
+                pause = min(2 * pause, LONGEST_PAUSE_SECONDS)
+
+    def _note(self, job):
+        self.noted = {
+            'failed': is_failure(job._result) and job._status in status.FINISHED,
+            'result_ttl': job._result_ttl,
+            'job_id': job._id,
+        }
+        self.shown = shown(job._result)
+
+    def _log_outcome(self, job):
+        failed = is_failure(job._result)
+        self.worker.statistics.finished(self.assignment.job_id, failed, self.shown)
+        if failed:
+            level = job._failure_log_level
+            log.log(
+                self.failure_level if level is None else level,
+                '%r failed: %s\n%s', job, job._result.getErrorMessage(),
+                job._result.getTraceback(detail='verbose'),
+            )  # fmt: skip
+        else:
+            trace.info('%r succeeded: %s', job, self.shown)
+
+    failure_level = logging.ERROR
+    shown = ''
+
+    def __repr__(self):
+        oid = int.from_bytes(self.oid, 'big')
+        return f'<{type(self).__name__} of job {oid} in queue {self.assignment.queue!r}>'
+
+
+class CallbackAttempt(Attempt):
+    """An attempt of a callback: its own transactions, its own policy, no entry of its own."""
+
+    failure_level = logging.CRITICAL
+
+    def __init__(self, worker, assignment, oid):
+        super().__init__(worker, assignment)
+        self.main_oid = assignment.oid
+        self.oid = oid
+
+    def admit(self, job):
+        if job._status == status.CALLBACKS:
+            return TELL
+        error = job.due_error(clock.micros()) if job._begin_by is not None else None
+        if error is not None:
+            self.record(Failure(error), begin=False)
+            return TELL
+        return RUN
+
+    def call(self, job):
+        value = job.run(job.call_args())
+        if self._is_later(value):
+            value = self.take_value(self.worker.wait_for(value), job)
+        return value
+
+    def reschedule(self, due):
+        """A callback has no place of its own: the job that it follows is filed for then."""
+
+        def store():
+            self.tm.begin()
+            job = self._current(begin=True)
+            self._advice_data(job)
+            main = self.connection.get(self.main_oid)
+            main.queue.file_urgently(main, due)
+            self.tm.commit()
+
+        self._until_it_holds('reschedule', store)
+        raise _Over(RELEASED)
+
+    def make(self):
+        """Carry the callback as far as it goes now; raises what ends the main attempt too."""
+        try:
+            self._make()
+        except _Over as over:
+            if over.kind in (RELEASED, ABANDONED):
+                raise
+        finally:
+            self._abort()
+
+    def _still_ours(self, job):
+        main = self.connection.get(self.main_oid)
+        if main._token != self.assignment.token:
+            raise ReassignedError(f'{main!r} went to another worker')
+
+    def _log_outcome(self, job):
+        if is_failure(job._result):
+            level = job._failure_log_level
+            log.log(
+                self.failure_level if level is None else level,
+                'callback %r failed: %s\n%s', job, job._result.getErrorMessage(),
+                job._result.getTraceback(detail='verbose'),
+            )  # fmt: skip
+
+
+class _Hook:
+    """The setUp and tearDown of a job, each at most once."""
+
+    def __init__(self, job):
+        self.job = job
+        self.oid = job._p_oid
+        self.done = False
+        self.info = None
+
+    def set_up(self):
+        self.done = True
+        self.info = self.job.setUp()
+
+    def tear_down(self, attempt):
+        if not self.done or type(self.job).tearDown is Job.tearDown:
+            return
+        try:
+            attempt.tm.begin()
+            self.job.tearDown(self.info)
+            attempt.tm.commit()
+        except Exception:  # noqa: BLE001 - user code, after the commit: the outcome stands
+            log.critical('tearDown of %r failed', self.job, exc_info=True)
+            attempt._abort()
+
+
+def trouble_kind(error):
+    """The kind of trouble an exception is, in the words of `model.retry`."""
+    if trouble.is_disconnected(error):
+        return retry.DISCONNECTED
+    return retry.CONFLICT if trouble.is_conflict(error) else None
+
+
+def _due_of(advice):
+    """Microseconds of a policy's datetime or timedelta; 0 for now or earlier."""
+    now = clock.micros()
+    if isinstance(advice, datetime.timedelta):
+        wait = clock.micros_in(advice)
+        return now + wait if wait > 0 else 0
+    due = clock.micros_of(advice)
+    return due if due > now else 0
+
+
+def _waits_for(inner, job):
+    """Whether `inner` waits, over any number of jobs, for `job`."""
+    seen = set()
+    while isinstance(inner, Job) and id(inner) not in seen:
+        if inner is job:
+            return True
+        seen.add(id(inner))
+        inner = inner._result if inner._waits == WAITS_FOR_JOB else None
+    return False
+
+
+def shown(result):
+    """A short text for a result: the repr, or the traceback of a failure."""
+    if is_failure(result):
+        return result.getTraceback(detail='verbose')[-SHOWN_LENGTH:]
+    try:
+        return repr(result)[:SHOWN_LENGTH]
+    except Exception as error:  # noqa: BLE001 - the repr is user code
+        return f'<a {type(result).__name__} whose repr raised {type(error).__name__}>'
+
+
+def _close(value):
+    if asyncio.iscoroutine(value):
+        value.close()

@@ -1,0 +1,743 @@
+"""The dispatcher: claims jobs for the agents of this process and has them run.
+
+One pass does everything that touches the database here: it looks at every
+queue, retires what has finished, and claims for the free threads, in one
+transaction.  A pass is made when a commit rings, when a worker is done, when
+the next job becomes due, and every `poll_interval` seconds in any case; never
+two at a time.
+
+Passes run in the reactor's thread, or with ``activate(threaded=True)`` in a
+thread of its pool.  Reports come from the workers' threads, rings from any.
+`deactivate` waits in a thread of its own, so it needs no reactor to end.
+"""
+
+import datetime
+import logging
+import os
+import random
+import threading
+import time
+import uuid as uuid_module
+
+import transaction
+from twisted.internet.defer import Deferred
+from zope.component import queryUtility
+from zope.event import notify
+from zope.interface import implementer
+
+from zodbjobs import clock
+from zodbjobs.interfaces import KEY, IDispatcher, IUUID, JobClaimed
+from zodbjobs.model.handout import Round
+from zodbjobs.runtime import attempt, trouble, wakeup, witness
+from zodbjobs.runtime.annotations import Notebook, Surroundings
+from zodbjobs.runtime.pool import AgentThreadPool, LoopThread, await_value
+from zodbjobs.runtime.retire import Retirement
+from zodbjobs.runtime.statistics import Statistics
+
+log = logging.getLogger('zodbjobs.events')
+trace = logging.getLogger('zodbjobs.trace')
+
+#: A pass that conflicts is made again so often before it waits for the next ring.
+PASS_ATTEMPTS = 8
+
+#: After the n-th conflict a pass waits up to 2 ms * 2**n, at most 50 ms.
+FIRST_BACKOFF_SECONDS, LONGEST_BACKOFF_SECONDS = 0.002, 0.05
+
+#: Seconds of work that may be claimed ahead of the free threads, for short jobs.
+AHEAD_SECONDS = 0.1
+#: Jobs longer than this are not claimed ahead.
+AHEAD_JOB_SECONDS = 0.05
+#: Never more than this ahead, for one agent.
+AHEAD_LIMIT = 64
+
+#: Seconds between two looks whether the running jobs have ended, while stopping.
+DRAIN_PAUSE_SECONDS = 0.01
+
+#: {uuid: Dispatcher} of this process.
+_dispatchers = {}
+
+
+def get(uuid=None, default=None):
+    """The dispatcher of this process that has this UUID (None: the IUUID utility's)."""
+    if uuid is None:
+        uuid = queryUtility(IUUID)
+        if uuid not in _dispatchers and len(_dispatchers) == 1:
+            return next(iter(_dispatchers.values()))
+    return _dispatchers.get(uuid, default)
+
+
+def pop(uuid=None):
+    """Forget and return the dispatcher of this UUID.  KeyError if there is none."""
+    return _dispatchers.pop(queryUtility(IUUID) if uuid is None else uuid)
+
+
+def clear():
+    """Forget all dispatchers of this process (for the end of tests)."""
+    _dispatchers.clear()
+
+
+@implementer(IDispatcher)
+class Dispatcher:
+    """See IDispatcher.
+
+    `db` is a ZODB.DB, `reactor` a Twisted reactor (None: the global one),
+    `uuid` a stable uuid.UUID (None: the IUUID utility, else one that a process
+    started again on this host gets again).  `jobs_size` and `polls_size` bound
+    what is remembered for statistics.  `grace` is how many seconds running jobs
+    may take to end at a stop.
+    """
+
+    thread = None  # the thread its private reactor runs in, if any
+
+    def __init__(
+        self,
+        db,
+        reactor=None,
+        poll_interval=5,
+        uuid=None,
+        jobs_size=200,
+        polls_size=400,
+        grace=30,
+    ):
+        if reactor is None:
+            from twisted.internet import reactor  # installs the global one
+        self.db = db
+        self.reactor = reactor
+        self.poll_interval = poll_interval
+        self.grace = grace
+        self.activated = False
+        self.queues = {}
+        self.statistics = Statistics(jobs_size, polls_size)
+        self.notebook = Notebook(self)
+        self.loop_thread = LoopThread()
+        self._witness, self.UUID = self._identity(uuid)
+        if self.UUID in _dispatchers:
+            raise ValueError(f'this process has a dispatcher {self.UUID} already')
+        _dispatchers[self.UUID] = self
+        self._guard = threading.RLock()
+        self._pass_lock = threading.Lock()
+        self._flight = {}  # job id -> Assignment: what takes a slot, from claim to report
+        self._reports = []  # Reports not yet written to the database
+        self._rung = False
+        self._again = False
+        self._timer = None
+        self._listener = None
+        self._conn = None
+        self._threaded = False
+        self._trouble = None
+        self._last_poll = None
+        self._slow_due = 0.0  # monotonic seconds
+        self._trigger = None
+        self._served = set()  # names of the queues where this dispatcher is activated
+        self._deferred = set()  # ids of the jobs that wait for a Deferred
+        self._barred = False  # another process has this UUID
+        self.started = None
+
+    def _identity(self, uuid):
+        if uuid is None:
+            uuid = queryUtility(IUUID)
+        if uuid is not None:
+            if not isinstance(uuid, uuid_module.UUID):
+                uuid = uuid_module.UUID(str(uuid))
+            return witness.witness_for(self.db, uuid), uuid
+        uuid, found = witness.claim_identity(self.db, _database_identity(self.db))
+        return found, uuid
+
+    # start
+
+    def activate(self, threaded=False):
+        if self.activated is not False:
+            raise ValueError(f'dispatcher {self.UUID} is activated already')
+        log.info('dispatcher %s begins to serve %s', self.UUID, self.db.storage.getName())
+        _dispatchers.setdefault(self.UUID, self)
+        self.activated = clock.now()
+        self.started = clock.monotonic()
+        self._threaded = threaded
+        self.statistics.clear()
+        self._manager = transaction.TransactionManager()
+        self.db.setPoolSize(self.db.getPoolSize() + 2)
+        self._listener = wakeup.listen(self.db, self._ring)
+        self._trigger = self.reactor.addSystemEventTrigger('before', 'shutdown', self.shut_down)
+        self.reactor.callWhenRunning(self._pass_soon)
+
+    # rings and timers
+
+    def _ring(self):
+        """Something was committed: look soon.  Called in any thread."""
+        self.notebook.look_again()
+        with self._guard:
+            if self._rung or not self.activated:
+                return
+            self._rung = True
+        self.reactor.callFromThread(self._pass_soon)
+
+    def _pass_soon(self):
+        """Make a pass: here, or in a thread of the reactor's pool."""
+        if not self.activated:
+            return
+        if self._threaded:
+            self.reactor.callInThread(self._pass_in_thread)
+        else:
+            self._make_pass()
+
+    def _pass_in_thread(self):
+        with self._guard:
+            if self._pass_lock.locked():
+                self._again = True
+                return
+        self._make_pass()
+        if self._again:
+            self._again = False
+            self._make_pass()
+
+    def _make_pass(self):
+        with self._pass_lock:
+            if not self.activated:
+                return
+            self._rung = False
+            wake_at = self._guarded_pass()
+        if self._threaded:
+            self.reactor.callFromThread(self._set_timer, wake_at)
+        else:
+            self._set_timer(wake_at)
+
+    def _set_timer(self, wake_at):
+        """Look again at `wake_at` (microseconds, or None), and not later than a poll."""
+        if self._timer is not None and self._timer.active():
+            self._timer.cancel()
+        if not self.activated:
+            return
+        seconds = max(0, self._slow_due - clock.monotonic())
+        if wake_at is not None:
+            seconds = min(seconds, max(0, (wake_at - clock.micros()) / clock.SECOND))
+        self._timer = self.reactor.callLater(seconds, self._pass_soon)
+
+    def poll(self):
+        """Make one pass here and now."""
+        self._make_pass()
+
+    # a pass
+
+    def _guarded_pass(self):
+        """One pass; returns when to look again.  Never raises."""
+        slow = clock.monotonic() >= self._slow_due
+        try:
+            wake_at = self._repeated_pass(slow)
+        except Exception as error:  # noqa: BLE001 - polling must go on
+            self.has_trouble('could not look for jobs', error)
+            wake_at = None
+        else:
+            self.is_well()
+        if slow:
+            self._slow_due = clock.monotonic() + self.poll_interval
+        self._last_poll = clock.monotonic()
+        return wake_at
+
+    def _repeated_pass(self, slow):
+        for number in range(PASS_ATTEMPTS):
+            try:
+                if slow:
+                    self._look_after(self._begin())
+                return self._pass(slow)
+            except Exception as error:
+                self._manager.abort()
+                if not trouble.is_conflict(error) or number == PASS_ATTEMPTS - 1:
+                    raise
+                backoff = FIRST_BACKOFF_SECONDS * 2**number
+                time.sleep(random.uniform(0, min(LONGEST_BACKOFF_SECONDS, backoff)))
+        return None
+
+    def _begin(self):
+        """Begin a transaction on the kept connection; returns the queues, or {}."""
+        if self._conn is None or self._conn.opened is None:
+            self._conn = self.db.open(self._manager)
+        self._manager.begin()
+        return self._conn.root().get(KEY) or {}
+
+    def _look_after(self, queues):
+        """The chores of a slow poll: be registered and alive, take over from the dead."""
+        self._barred = self._witness.acquire() is False
+        if self._barred:
+            log.error('another process has dispatcher %s: this one claims nothing', self.UUID)
+            return
+        changed = False
+        for queue in queues.values():
+            changed |= self._register(queue)
+            changed |= self._bury_dead(queue)
+            retirement = Retirement(queue, clock.micros())
+            for agent in queue.dispatchers[self.UUID].values():
+                changed |= retirement.sweep(agent, self._parent_ended)
+        if changed:
+            self._manager.commit()
+        self._served = set(queues)
+
+    def _parent_ended(self, job):
+        """A job that waited for another one, which it had returned, has its result."""
+        job_id = (job.oid, job._p_jar.db().database_name)
+        failed = job.outcome != 'success'
+        self.statistics.finished(job_id, failed, attempt.shown(job.result))
+
+    def _register(self, queue):
+        """Make this dispatcher's record in a queue say that it serves it."""
+        record = queue.dispatchers.get(self.UUID)
+        serving = queue.name in self._served
+        if record is not None and record.activated is not None and serving:
+            return False
+        if record is None:
+            record = queue.dispatchers.register(self.UUID)
+        if record.activated is not None:
+            log.info('queue %r: recovering the jobs of an earlier life', queue.name)
+            record.died()
+        if serving:
+            log.critical('queue %r: dispatcher %s was held for dead', queue.name, self.UUID)
+            record.reactivate()
+        else:
+            record.activate(self._witness.place, os.getpid())
+        return True
+
+    def _bury_dead(self, queue):
+        """Give back the jobs of dispatchers that are proved dead."""
+        changed = False
+        for record in queue.dispatchers.values():
+            if record.UUID == self.UUID or record.activated is None:
+                continue
+            if self._witness.sees_alive(record.UUID, record.host) is False:
+                log.error('queue %r: dispatcher %s is dead', queue.name, record.UUID)
+                record.died()
+                changed = True
+        return changed
+
+    def _pass(self, slow):
+        """Retire, sort and claim in one transaction; returns when to look again."""
+        queues = {} if self._barred else self._begin()
+        with self._guard:
+            reports, self._reports = self._reports, []
+        poll = self.statistics.begin_poll()
+        try:
+            looks = [
+                _Look(self, queue, reports)
+                for name, queue in queues.items()
+                if name in self._served
+            ]
+            found = [assignment for look in looks for assignment in look.make()]
+            if found or slow or any(look.is_worth_a_commit for look in looks):
+                for look in looks:
+                    look.retire()
+                self._manager.commit()
+                reports = []
+            else:
+                self._manager.abort()
+        finally:
+            if reports:  # not written yet: next time
+                with self._guard:
+                    self._reports = reports + self._reports
+        self._send_out(found, poll)
+        if slow or found:
+            self.statistics.polled(self._poll_results(queues, found), poll)
+        if slow:
+            self._end_orphans(queues)
+        if self._listener.pushes:
+            self._watch(queues)
+        if any(look.released for look in looks):
+            self._ring()
+        return _earliest(*(look.wake_at for look in looks))
+
+    def _end_orphans(self, queues):
+        """End the pools of queues that were removed."""
+        for name in set(self.queues) - set(queues):
+            self._close_pools(self.queues.pop(name).values())
+
+    def _fit_pools(self, name, queue, record):
+        """Give each agent a pool of its size, and end the pools of agents that went."""
+        pools = self.queues.setdefault(name, {})
+        for agent_name, agent in record.items():
+            pool = pools.get(agent_name)
+            if pool is None or pool.agent_oid != agent._p_oid:
+                if pool is not None:
+                    pool.stop()
+                surroundings = Surroundings(self, name, agent_name)
+                pool = AgentThreadPool(self, surroundings, agent._p_oid, agent.size)
+                pools[agent_name] = pool
+                self.db.setPoolSize(self.db.getPoolSize() + agent.size)
+            elif pool.getSize() != agent.size:
+                change = pool.setSize(agent.size)
+                self.db.setPoolSize(max(1, self.db.getPoolSize() + change))
+        for gone in set(pools) - set(record.keys()):
+            self._close_pools([pools.pop(gone)])
+
+    def _close_pools(self, pools):
+        for pool in pools:
+            self.db.setPoolSize(max(1, self.db.getPoolSize() - pool.getSize()))
+            pool.stop()
+
+    def _watch(self, queues):
+        """Tell the storage's push which objects change when there is work."""
+        oids = {self._conn.root()._p_oid}
+        for queue in queues.values():
+            oids |= queue.intake.oids()
+            oids.update(quota._p_oid for quota in queue.quotas.values())
+            oids.add(queue.settings._p_oid)
+            record = queue.dispatchers.get(self.UUID)
+            if record is not None:
+                oids.update(agent._p_oid for agent in record.values())
+        oids.discard(None)
+        self._listener.watch(oids)
+
+    def _send_out(self, found, poll):
+        """Hand claimed jobs to the threads of their agents."""
+        for assignment in found:
+            with self._guard:
+                self._flight[assignment.job_id] = assignment
+            self.statistics.claimed(
+                assignment.job_id, assignment.queue, assignment.agent, poll.key,
+                assignment.quota_names,
+            )  # fmt: skip
+            self._announce(assignment)
+            self.queues[assignment.queue][assignment.agent].submit(assignment)
+
+    def _announce(self, assignment):
+        try:
+            notify(JobClaimed(assignment))
+        except Exception:
+            log.exception('a subscriber to JobClaimed failed')
+
+    def _poll_results(self, queues, found):
+        results = {}
+        for name, queue in queues.items():
+            record = queue.dispatchers.get(self.UUID)
+            if record is None or record.activated is None:
+                results[name] = None
+                continue
+            results[name] = {
+                agent.name: {
+                    'size': agent.size,
+                    'len': self.flight_count(name, agent.name),
+                    'error': None,
+                    'new jobs': [
+                        a.job_id for a in found if (a.queue, a.agent) == (name, agent.name)
+                    ],
+                    'active jobs': self.statistics.getActiveJobIds(name, agent.name),
+                }
+                for agent in record.values()
+            }
+        return results
+
+    def flight_count(self, queue, agent):
+        """How many jobs of an agent take a slot now."""
+        with self._guard:
+            flying = list(self._flight.values())
+        return sum((a.queue, a.agent) == (queue, agent) for a in flying)
+
+    def rooms(self, agent, queue_name):
+        """(free threads, jobs to claim ahead) of an agent."""
+        pool = self.queues[queue_name][agent.name]
+        taken = self.flight_count(queue_name, agent.name)
+        ahead = 0
+        mean = pool.mean_seconds
+        if mean is not None and mean < AHEAD_JOB_SECONDS:
+            ahead = min(AHEAD_LIMIT, int(agent.size * AHEAD_SECONDS / max(mean, 1e-6)))
+        free = max(0, agent.size - taken)
+        return free, max(0, agent.size + ahead - max(taken, agent.size))
+
+    # what workers tell
+
+    def reported(self, report):
+        """An attempt ended.  Called in a worker's thread."""
+        assignment = report.assignment
+        if report.kind == attempt.DEFERRED:
+            self.statistics.waits(assignment.job_id)
+            with self._guard:
+                self._deferred.add(assignment.job_id)
+            self.await_value(report.deferred, lambda value: self._fired(assignment, value))
+            return
+        if report.kind == attempt.WAITING:
+            self.statistics.waits(assignment.job_id)
+        elif report.kind == attempt.REASSIGNED:
+            self.statistics.reassigned(assignment.job_id)
+        elif report.kind != attempt.FINISHED:
+            self.statistics.rescheduled(assignment.job_id)
+        with self._guard:
+            self._flight.pop(assignment.job_id, None)
+            self._deferred.discard(assignment.job_id)
+            if report.kind != attempt.ABANDONED:
+                self._reports.append(report)
+        pool = self.queues.get(assignment.queue, {}).get(assignment.agent)
+        if pool is None or self._wants_more(pool):
+            self._ring()
+
+    def _wants_more(self, pool):
+        """Whether a pass should be made now that a thread of `pool` is free.
+
+        With enough claimed ahead it can wait for more reports.
+        """
+        waiting = pool.waiting_count()
+        return waiting * 2 <= pool.getSize() or waiting < 2
+
+    def _fired(self, assignment, value):
+        """The Deferred of a job has its value: a thread of its agent goes on with it."""
+        with self._guard:
+            self._deferred.discard(assignment.job_id)
+        pool = self.queues.get(assignment.queue, {}).get(assignment.agent)
+        if pool is not None:
+            pool.submit(assignment, resume=(value,))
+
+    def await_value(self, value, fired):
+        """Call `fired` once with what a Deferred or a coroutine gives."""
+        await_value(value, fired, self.reactor, self.loop_thread)
+
+    def lost(self, assignment):
+        """A worker failed in a way that should not be: the job counts as interrupted."""
+        self.reported(attempt.Report(assignment, attempt.LOST))
+
+    def has_trouble(self, what, error):
+        """Say so once until `is_well`, as long as the trouble is of one kind."""
+        kind = (what.split(' job ')[0], type(error))
+        if self._trouble == kind:
+            return
+        self._trouble = kind
+        if trouble.is_disconnected(error):
+            log.error('dispatcher %s lost the storage: %s', self.UUID, error)
+        else:
+            log.critical('dispatcher %s %s', self.UUID, what, exc_info=error)
+
+    def is_well(self):
+        if self._trouble is not None:
+            self._trouble = None
+            log.info('dispatcher %s goes on', self.UUID)
+
+    def is_quiet(self):
+        """Whether no job runs here, save those that wait for time to pass, and no ring is due."""
+        with self._guard:
+            busy = len(self._flight) - len(self._deferred) - self.notebook.waiting_count
+        return busy <= 0 and not self._rung and self.notebook.is_quiet()
+
+    # stop
+
+    def deactivate(self):
+        """See IDispatcher.deactivate; returns when everything is handed back."""
+        self._begin_stop()
+        self._drain()
+
+    def shut_down(self):
+        """Stop beside a running reactor; returns a Deferred that fires when it is done."""
+        done = Deferred()
+        self._trigger = None
+        if not self.activated:
+            done.callback(None)
+            return done
+        self._begin_stop()
+
+        def drain():
+            try:
+                self._drain()
+            finally:
+                self.reactor.callFromThread(done.callback, None)
+
+        threading.Thread(target=drain, name='zodbjobs stop', daemon=True).start()
+        return done
+
+    def _begin_stop(self):
+        with self._guard:
+            if not self.activated:
+                raise ValueError(f'dispatcher {self.UUID} is not activated')
+            self.activated = None
+        log.info('dispatcher %s stops: no new claims', self.UUID)
+        self._listener.close()
+        for pools in self.queues.values():
+            for pool in pools.values():
+                for assignment in pool.withdraw():
+                    with self._guard:
+                        self._flight.pop(assignment.job_id, None)
+
+    def _drain(self):
+        """Wait for what runs, hand back the rest, and be off."""
+        deadline = time.monotonic() + self.grace
+        while self._flight and time.monotonic() < deadline:
+            time.sleep(DRAIN_PAUSE_SECONDS)
+        with self._pass_lock:
+            self._hand_back_all()
+            for pools in self.queues.values():
+                self._close_pools(pools.values())
+            self.notebook.stop()
+            self.loop_thread.stop()
+            if self._conn is not None:
+                self._manager.abort()
+                self._conn.close()
+                self._conn = None
+            self.db.setPoolSize(max(1, self.db.getPoolSize() - 2))
+        self._witness.release()
+        if self._flight:
+            log.warning(
+                'dispatcher %s: %d jobs did not end in %s seconds and were handed back',
+                self.UUID, len(self._flight), self.grace,
+            )  # fmt: skip
+        self.activated = False
+        log.info('dispatcher %s has stopped', self.UUID)
+
+    def _hand_back_all(self):
+        """Write the last reports, and give back what is left, in a connection of its own."""
+        for number in range(PASS_ATTEMPTS):
+            manager = transaction.TransactionManager()
+            connection = None
+            try:
+                connection = self.db.open(manager)
+                manager.begin()
+                queues = connection.root().get(KEY) or {}
+                self._close_records(queues)
+                manager.commit()
+                return
+            except Exception as error:  # noqa: BLE001 - the next life recovers what is left
+                manager.abort()
+                if not trouble.is_conflict(error) or number == PASS_ATTEMPTS - 1:
+                    log.exception('dispatcher %s could not hand back its jobs', self.UUID)
+                    return
+            finally:
+                if connection is not None:
+                    connection.close()
+
+    def _close_records(self, queues):
+        with self._guard:
+            reports = list(self._reports)
+        for name, queue in queues.items():
+            record = queue.dispatchers.get(self.UUID)
+            if record is None or record.activated is None or name not in self._served:
+                continue
+            retirement = Retirement(queue, clock.micros())
+            retirement.write(record, [r for r in reports if r.assignment.queue == name])
+            for agent in record.values():
+                retirement.sweep(agent)
+            record.deactivate()
+
+    # look
+
+    @property
+    def polls(self):
+        return self.statistics.polls
+
+    @property
+    def jobs(self):
+        return self.statistics.jobs
+
+    def getStatusInfo(self):
+        age = None if self._last_poll is None else clock.monotonic() - self._last_poll
+        if not self.activated:
+            state = 'STOPPED' if self.activated is False else 'STOPPING'
+        elif age is None:
+            state = 'STARTING'
+        else:
+            state = 'RUNNING' if age <= 2 * self.poll_interval + 1 else 'STUCK'
+        return {
+            'status': state,
+            'poll interval': _span(self.poll_interval),
+            'time since last poll': None if age is None else _span(age),
+            'uptime': _span(clock.monotonic() - self.started) if self.activated else None,
+            'uuid': self.UUID,
+        }
+
+    def getStatistics(self, at=None, before=None, since=None, queue=None, agent=None):
+        return self.statistics.getStatistics(at, before, since, queue, agent)
+
+    def getActiveJobIds(self, queue=None, agent=None):
+        return self.statistics.getActiveJobIds(queue, agent)
+
+    def getJobInfo(self, oid, database_name=None):
+        return self.statistics.getJobInfo(oid, database_name)
+
+    def getPollInfo(self, at=None, before=None):
+        return self.statistics.getPollInfo(at, before)
+
+    def iterPolls(self, at=None, before=None, since=None, count=None):
+        return self.statistics.iterPolls(at, before, since, count)
+
+    def __repr__(self):
+        return f'<Dispatcher {self.UUID}>'
+
+
+class _Look:
+    """One pass's look at one queue: what ended, a `Round`, and what came of it."""
+
+    def __init__(self, dispatcher, queue, reports):
+        self.dispatcher = dispatcher
+        self.queue = queue
+        self.record = queue.dispatchers.get(dispatcher.UUID)
+        self.reports = [report for report in reports if report.assignment.queue == queue.name]
+        self.retirement = Retirement(queue, clock.micros())
+        self.wake_at = None
+        self.is_worth_a_commit = False
+
+    @property
+    def released(self):
+        """Whether jobs that waited for others may start now."""
+        return self.retirement.released
+
+    def make(self):
+        """Claim for every agent that has room; returns the Assignments."""
+        if self.record is None or self.record.activated is None:
+            return []
+        self.dispatcher._fit_pools(self.queue.name, self.queue, self.record)
+        if self.retirement.presses(self.reports):
+            self.is_worth_a_commit = True
+            self.retire()
+        queue, now = self.queue, clock.micros()
+        look = Round(queue, now, self._rank(), self._complain)
+        look.expire()
+        found = []
+        if queue.is_paused(now):
+            paused = queue.settings.paused
+            self.wake_at = None if paused is True else paused
+        else:
+            found = self._pick(look)
+        self.is_worth_a_commit |= look.touched | bool(queue.intake.prune(now))
+        # What is due already and has no room is looked at again when a worker is done.
+        ahead = (queue.ready.next_due(), queue.ready.next_deadline())
+        self.wake_at = _earliest(
+            self.wake_at, *(moment for moment in ahead if moment is not None and moment > now)
+        )
+        database = queue._p_jar.db().database_name
+        return [assignment._replace(database=database) for assignment in found]
+
+    def retire(self):
+        """Write what ended; once."""
+        reports, self.reports = self.reports, []
+        self.retirement.write(self.record, reports)
+
+    def _pick(self, look):
+        agents = [
+            (agent, *self.dispatcher.rooms(agent, self.queue.name))
+            for agent in self.record.values()
+        ]
+        agents = [item for item in agents if item[1] or item[2]]
+        if not agents:
+            return []
+        look.sort()
+        found = []
+        for agent, room, ahead in agents:
+            found += look.pick(agent, room, ahead)
+        look.file_rest()
+        return found
+
+    def _rank(self):
+        active = sorted(str(r.UUID) for r in self.record.parent.values() if r.activated)
+        mine = str(self.dispatcher.UUID)
+        return active.index(mine) if mine in active else 0
+
+    def _complain(self, what, error):
+        log.error('queue %r: %s', self.queue.name, what, exc_info=error)
+
+
+def _earliest(*moments):
+    return min((moment for moment in moments if moment is not None), default=None)
+
+
+def _span(seconds):
+    return datetime.timedelta(seconds=seconds)
+
+
+def _database_identity(db):
+    """The text that stands for the queues of a database, or for its storage before there are any."""
+    connection = db.open(transaction.TransactionManager())
+    try:
+        queues = connection.root().get(KEY)
+        return db.storage.getName() if queues is None else queues.identity
+    finally:
+        connection.close()

@@ -1,0 +1,231 @@
+"""The threads of an agent, and what a worker thread has at hand.
+
+Threads are made when there is work and none is idle, up to the agent's size,
+and end when the size shrinks.  Each keeps one connection for its life, so that
+its cache stays warm, and uses the thread's own default transaction manager, so
+that ``transaction.get()`` in a job is the job's transaction.
+
+`AgentThreadPool` is used by the dispatcher, in its thread; `Worker` lives in
+the thread it stands for.
+"""
+
+import asyncio
+import logging
+import queue
+import threading
+
+import transaction
+from twisted.internet.defer import Deferred
+
+from zodbjobs import clock
+from zodbjobs.model.failure import is_failure
+from zodbjobs.runtime.attempt import Attempt, Raised
+
+log = logging.getLogger('zodbjobs.events')
+
+_END = object()
+
+#: Seconds between tries to open a connection while the storage is away.
+OPEN_PAUSE_SECONDS = 1
+
+
+class Worker:
+    """One thread of a pool, and what an attempt needs of it.  Used in that thread only."""
+
+    def __init__(self, pool):
+        self.pool = pool
+        self.dispatcher = pool.dispatcher
+        self.surroundings = pool.surroundings
+        self.agent_oid = pool.agent_oid
+        self.statistics = pool.dispatcher.statistics
+        self.transaction_manager = transaction.manager
+        self._connection = None
+
+    def connection_of(self, database):
+        """This thread's connection to the database of that name."""
+        connection = self._connection
+        if connection is None or connection.opened is None:  # user code may have closed it
+            connection = self._connection = self.dispatcher.db.open(self.transaction_manager)
+        return connection.get_connection(database) if database else connection
+
+    def do(self, assignment, resume=None):
+        """Make an attempt, or resume one with the value that `resume` holds."""
+        if resume is None:
+            started = clock.monotonic()
+            report = Attempt(self, assignment).make()
+            self.pool.measured(clock.monotonic() - started)
+        else:
+            report = Attempt(self, assignment).resume_with(resume[0])
+        self.dispatcher.reported(report)
+
+    def pause(self, seconds):
+        """Wait in real time, for a storage that is away; False once the pool is stopping."""
+        return not self.pool.stopping.wait(seconds)
+
+    def has_trouble(self, what, assignment, error):
+        self.dispatcher.has_trouble(f'could not {what} job {assignment.job_id}', error)
+
+    def is_well(self):
+        self.dispatcher.is_well()
+
+    def wait_for(self, value):
+        """Block until a Deferred or a coroutine (of a callback) has its value; returns it."""
+        done = threading.Event()
+        found = []
+
+        def fired(result):
+            found.append(result)
+            done.set()
+
+        self.dispatcher.await_value(value, fired)
+        done.wait()
+        return found[0]
+
+    def close(self):
+        connection, self._connection = self._connection, None
+        if connection is not None and connection.opened is not None:
+            self.transaction_manager.abort()
+            connection.close()
+
+
+class AgentThreadPool:
+    """The threads of one agent."""
+
+    def __init__(self, dispatcher, surroundings, agent_oid, size):
+        self.dispatcher = dispatcher
+        self.surroundings = surroundings
+        self.name = surroundings.agent_name
+        self.queue_name = surroundings.queue_name
+        self.agent_oid = agent_oid
+        self.threads = []
+        self.stopping = threading.Event()
+        self.mean_seconds = None  # of the latest jobs, weighted
+        self._size = size
+        self._inbox = queue.SimpleQueue()
+        self._guard = threading.Lock()
+        self._busy = 0  # work submitted and not done
+
+    def getSize(self):
+        """How many threads the pool may have."""
+        return self._size
+
+    def setSize(self, size=None):
+        """Let the pool have `size` threads (None: as before); returns the change."""
+        with self._guard:
+            if size is None:
+                size = self._size
+            change, self._size = size - self._size, size
+            self.threads = [thread for thread in self.threads if thread.is_alive()]
+            for _ in range(len(self.threads) - size):
+                self._inbox.put(_END)
+        return change
+
+    def submit(self, assignment, resume=None):
+        """Have a thread make an attempt, as soon as one is free."""
+        self._inbox.put((assignment, resume))
+        with self._guard:
+            self._busy += 1
+            self.threads = [thread for thread in self.threads if thread.is_alive()]
+            if len(self.threads) < min(self._busy, max(1, self._size)):
+                self._start_thread()
+
+    def withdraw(self):
+        """Take back the work that no thread has begun; returns the assignments."""
+        found, rest = [], []
+        while True:
+            try:
+                item = self._inbox.get_nowait()
+            except queue.Empty:
+                break
+            if item is _END or item[1] is not None:
+                rest.append(item)
+            else:
+                found.append(item[0])
+        for item in rest:
+            self._inbox.put(item)
+        with self._guard:
+            self._busy -= len(found)
+        return found
+
+    def waiting_count(self):
+        """How much submitted work no thread has begun."""
+        return self._inbox.qsize()
+
+    def measured(self, seconds):
+        """An attempt took so long."""
+        mean = self.mean_seconds
+        self.mean_seconds = seconds if mean is None else 0.8 * mean + 0.2 * seconds
+
+    def stop(self):
+        """Let every thread end after what it is doing."""
+        self.stopping.set()
+        with self._guard:
+            self._size = 0
+            for _ in self.threads:
+                self._inbox.put(_END)
+
+    def _start_thread(self):
+        thread = threading.Thread(
+            target=self._work, name=f'zodbjobs {self.queue_name!r} {self.name}', daemon=True
+        )
+        self.threads.append(thread)
+        thread.start()
+
+    def _work(self):
+        worker = Worker(self)
+        try:
+            while (item := self._inbox.get()) is not _END:
+                try:
+                    worker.do(*item)
+                except BaseException:  # noqa: BLE001 - an attempt never raises; a thread never dies
+                    log.critical('a worker thread met an unexpected error', exc_info=True)
+                    self.dispatcher.lost(item[0])
+                finally:
+                    with self._guard:
+                        self._busy -= 1
+        finally:
+            worker.close()
+
+
+class LoopThread:
+    """An asyncio loop in a thread of its own, started when the first coroutine comes."""
+
+    def __init__(self):
+        self._loop = None
+        self._guard = threading.Lock()
+
+    def start(self, coroutine, fired):
+        """Run `coroutine`; call `fired` with its value, or with the exception it raised."""
+        with self._guard:
+            if self._loop is None:
+                self._loop = asyncio.new_event_loop()
+                threading.Thread(
+                    target=self._loop.run_forever, name='zodbjobs asyncio', daemon=True
+                ).start()
+        future = asyncio.run_coroutine_threadsafe(coroutine, self._loop)
+        future.add_done_callback(lambda future: fired(_outcome_of(future)))
+
+    def stop(self):
+        with self._guard:
+            loop, self._loop = self._loop, None
+        if loop is not None:
+            loop.call_soon_threadsafe(loop.stop)
+
+
+def _outcome_of(future):
+    if future.cancelled():
+        return Raised(asyncio.CancelledError('the event loop was stopped'))
+    error = future.exception()
+    return future.result() if error is None else Raised(error)
+
+
+def await_value(value, fired, reactor, loop_thread):
+    """Call `fired` once with what a Deferred or a coroutine gives, in some other thread."""
+    if isinstance(value, Deferred):
+
+        def pass_on(result):
+            fired(Raised(result.value) if is_failure(result) else result)
+
+        reactor.callFromThread(value.addBoth, pass_on)
+    else:
+        loop_thread.start(value, fired)

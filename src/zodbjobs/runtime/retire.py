@@ -1,0 +1,96 @@
+"""Writing down what became of attempts: entries leave the agents' lists.
+
+A completion writes its own job only.  What is left to do, namely to take the
+entry off the agent's `running`, list the job in the history, free its quota
+places and its id, and let the jobs go on that waited for it, is done here,
+together for all that have ended since.
+
+Runs in the dispatcher's transaction.
+"""
+
+from zodbjobs import status
+from zodbjobs.model.intake import entries_of
+from zodbjobs.runtime import attempt
+
+#: Parents that wait for a returned job, looked at in one sweep.
+SWEEP_LIMIT = 1000
+
+
+class Retirement:
+    """Retires attempts of `queue` at `now` (microseconds)."""
+
+    def __init__(self, queue, now):
+        self.queue = queue
+        self.now = now
+        self.released = False  # jobs that waited for others were filed
+
+    def presses(self, reports):
+        """Whether somebody may be waiting for these Reports to be written."""
+        return any(
+            report.kind not in (attempt.FINISHED, attempt.STALE, attempt.REASSIGNED)
+            or report.assignment.quota_names
+            or report.job_id is not None
+            or int.from_bytes(report.assignment.oid, 'big') in self.queue.waiters
+            for report in reports
+        )
+
+    def write(self, record, reports):
+        """Write these Reports."""
+        free = {}  # quota name -> tokens whose places are free again
+        for report in reports:
+            agent = record.get(report.assignment.agent)
+            if agent is not None and self._retire(agent, report):
+                for name in report.assignment.quota_names:
+                    free.setdefault(name, set()).add(report.assignment.token)
+        for name, tokens in free.items():
+            quota = self.queue.quotas.get(name)
+            if quota is not None:
+                quota.free(tokens)
+
+    def _retire(self, agent, report):
+        """Take one entry off; False if it went already."""
+        assignment = report.assignment
+        oid = int.from_bytes(assignment.oid, 'big')
+        entry = agent.running.get(oid)
+        if entry is None or not agent.retired(oid, assignment.token):
+            return False
+        job = entry[1]
+        if report.kind == attempt.FINISHED:
+            agent.history.add(job, self.now, report.failed, report.result_ttl)
+            self._let_go(oid, job, report.job_id)
+        elif report.kind == attempt.WAITING:
+            agent.waiting[oid] = job
+        elif report.kind == attempt.STALE:
+            self.queue.ready.dropped.change(-1)
+        elif report.kind == attempt.LOST and job._token == assignment.token:
+            job.was_interrupted()
+        return True
+
+    def _let_go(self, oid, job, job_id):
+        if job_id is not None:
+            self.queue.ids.discard(job_id, job)
+        if oid in self.queue.waiters:
+            self.queue.release(oid)
+            self.released = True
+
+    def sweep(self, agent, ended=None):
+        """Retire parents that are done, and forget what was kept long enough.
+
+        `ended` is called with each of those parents.  True if anything was changed.
+        """
+        changed = False
+        for oid, job in entries_of(agent.waiting)[:SWEEP_LIMIT]:
+            if job._status == status.COMPLETED or job._status == status.NEW:
+                del agent.waiting[oid]
+                if job._status == status.COMPLETED:
+                    failed = job.outcome not in (None, 'success')
+                    agent.history.add(job, self.now, failed, job._result_ttl)
+                    self._let_go(oid, job, job._id)
+                    if ended is not None:
+                        ended(job)
+                changed = True
+        if agent.history.is_due(self.now):
+            for job in agent.history.sweep(self.now):
+                self.queue.notes.drop(int.from_bytes(job._p_oid, 'big'))
+            changed = True
+        return changed

@@ -1,0 +1,266 @@
+"""What is set up when a database was opened: queues, a dispatcher, an agent.
+
+Each installer is a subscriber to an event; the ready instances have the
+defaults.  `QueueInstaller` and the dispatcher installers hear that a database
+was opened (any object with the attribute `database`), `AgentInstaller` that a
+dispatcher was activated.
+
+Installers run in the thread that opened the database, in transactions of their
+own; the threaded dispatcher then lives in a thread of its own.
+"""
+
+import importlib
+import logging
+import signal
+import threading
+import weakref
+
+import transaction
+import zope.event
+from zope.event import notify
+
+from zodbjobs.interfaces import KEY, DispatcherActivated, ObjectAdded
+from zodbjobs.model.agent import Agent
+from zodbjobs.model.queue import Queue, Queues
+from zodbjobs.runtime import trouble
+
+log = logging.getLogger('zodbjobs.events')
+
+#: How often an installation that meets another process's is tried.
+ATTEMPTS = 10
+
+
+def _in_transaction(db, deed):
+    """Do `deed` (called with a connection) and commit it; returns what it returns."""
+    for number in range(ATTEMPTS):
+        manager = transaction.TransactionManager()
+        connection = db.open(manager)
+        try:
+            manager.begin()
+            result = deed(connection)
+            manager.commit()
+            return result
+        except Exception as error:
+            manager.abort()
+            if number == ATTEMPTS - 1 or not trouble.is_conflict(error):
+                raise
+        finally:
+            connection.close()
+    return None
+
+
+class QueueInstaller:
+    """Make the mapping of queues, and the queues named, where they are missing.
+
+    `queues` are names, `factory` makes a queue, `db_name` is the database of
+    the multi-database in which the queues live (None: the one that was opened).
+    """
+
+    def __init__(self, queues=('',), factory=Queue, db_name=None):
+        self.queues = (queues,) if isinstance(queues, str) else tuple(queues)
+        self.factory = factory
+        self.db_name = db_name
+
+    def __call__(self, event):
+        _in_transaction(event.database, self._install)
+
+    def _install(self, connection):
+        root = connection.root()
+        mapping = root.get(KEY)
+        if mapping is None:
+            home = connection if self.db_name is None else connection.get_connection(self.db_name)
+            mapping = home.root().get(KEY)
+            if mapping is None:
+                mapping = home.root()[KEY] = Queues()
+                home.add(mapping)
+            root[KEY] = mapping
+            notify(ObjectAdded(mapping, root, KEY))
+            log.info('the mapping of queues was added')
+        for name in self.queues:
+            if name not in mapping:
+                mapping[name] = self.factory()
+                notify(ObjectAdded(mapping[name], mapping, name))
+                log.info('queue %r was added', name)
+
+
+class AgentInstaller:
+    """Give a dispatcher an agent in each of the queues named (None: in all).
+
+    An agent that is there already is left as it is.
+    """
+
+    def __init__(
+        self, agent_name='main', chooser=None, size=3, queue_names=None, filter=None, channels=None
+    ):
+        if chooser is not None and filter is not None:
+            raise ValueError('an agent has a chooser or a filter, not both')
+        self.agent_name = agent_name
+        self.chooser = chooser
+        self.size = size
+        self.queue_names = None if queue_names is None else tuple(queue_names)
+        self.filter = filter
+        self.channels = channels
+
+    def __call__(self, event):
+        record = event.object
+        queue = record.queue
+        if self.queue_names is not None and queue.name not in self.queue_names:
+            return
+        if self.agent_name in record:
+            return
+        record[self.agent_name] = Agent(
+            chooser=self.chooser, filter=self.filter, size=self.size, channels=self.channels
+        )
+        log.info('queue %r: agent %r of %s was added', queue.name, self.agent_name, record.UUID)
+
+
+def at_activation(db, installer):
+    """Call `installer` when a dispatcher is activated in a queue of `db`, for as long as that is.
+
+    For configuration from Python; ZCML subscribes to DispatcherActivated.
+    """
+    known = weakref.ref(db)
+
+    def heard(event):
+        db = known()
+        if db is None:
+            zope.event.subscribers.remove(heard)
+        elif isinstance(event, DispatcherActivated):
+            home = event.object.queue._p_jar.db()
+            if home is db or db.database_name in getattr(home, 'databases', ()):
+                installer(event)
+
+    zope.event.subscribers.append(heard)
+
+
+class _DispatcherInstaller:
+    def __init__(self, poll_interval=5, uuid=None, grace=30):
+        self.poll_interval = poll_interval
+        self.uuid = uuid
+        self.grace = grace
+
+    def _make(self, db, reactor):
+        # Here and not above: it brings Twisted, which a process that only puts can spare
+        from zodbjobs.runtime.dispatcher import Dispatcher
+
+        return Dispatcher(db, reactor, self.poll_interval, self.uuid, grace=self.grace)
+
+
+class ThreadedDispatcherInstaller(_DispatcherInstaller):
+    """Run a dispatcher on a private reactor in a daemon thread of its own.
+
+    For a process whose main thread does something else, such as serving WSGI.
+    `reactor_factory` makes the reactor (None: the best one for the platform).
+    With `signals`, and in the main thread, SIGTERM and SIGINT stop it first.
+    """
+
+    def __init__(
+        self, poll_interval=5, reactor_factory=None, uuid=None, grace=30, signals=True
+    ):
+        super().__init__(poll_interval, uuid, grace)
+        self.reactor_factory = reactor_factory or private_reactor
+        self.signals = signals
+
+    def __call__(self, event):
+        reactor = self.reactor_factory()
+        dispatcher = self._make(event.database, reactor)
+        thread = threading.Thread(
+            target=self._run, args=(dispatcher,), name='zodbjobs dispatcher', daemon=True
+        )
+        dispatcher.thread = thread
+        if self.signals and threading.current_thread() is threading.main_thread():
+            install_signal_handlers(dispatcher)
+        thread.start()
+        return dispatcher
+
+    @staticmethod
+    def _run(dispatcher):
+        dispatcher.activate()
+        dispatcher.reactor.run(installSignalHandlers=False)
+
+
+class TwistedDispatcherInstaller(_DispatcherInstaller):
+    """Run a dispatcher on the installed, global reactor, which the caller runs.
+
+    Its database work is done in threads of the reactor's pool.
+    """
+
+    def __call__(self, event):
+        from twisted.internet import reactor  # the global one, on purpose
+
+        dispatcher = self._make(event.database, reactor)
+        dispatcher.activate(threaded=True)
+        return dispatcher
+
+
+def private_reactor():
+    """A reactor of its own, which leaves the global one alone."""
+    for module, name in (
+        ('twisted.internet.epollreactor', 'EPollReactor'),
+        ('twisted.internet.selectreactor', 'SelectReactor'),
+    ):
+        try:
+            return getattr(importlib.import_module(module), name)()
+        except ImportError:
+            continue
+    raise RuntimeError('no Twisted reactor can be made here')
+
+
+def stop(dispatcher, wait_seconds=None):
+    """Stop a dispatcher that runs on a private reactor in a thread; from any other thread.
+
+    It stops claiming, waits for running jobs up to its grace period, and hands
+    back the rest.  Returns whether the thread has ended.
+    """
+    thread = dispatcher.thread
+    if thread is None or not thread.is_alive():
+        return True
+    dispatcher.reactor.callFromThread(_stop_reactor, dispatcher.reactor)
+    thread.join(dispatcher.grace + 5 if wait_seconds is None else wait_seconds)
+    return not thread.is_alive()
+
+
+def _stop_reactor(reactor):
+    if reactor.running:
+        reactor.stop()
+
+
+#: {id(dispatcher): {signal number: (former handler, ours)}}
+signal_handlers = {}
+
+_SIGNALS = ('SIGINT', 'SIGTERM', 'SIGBREAK')
+
+
+def install_signal_handlers(dispatcher):
+    """Stop `dispatcher` when the process is told to end, then do what was done before."""
+    installed = signal_handlers[id(dispatcher)] = {}
+    for name in _SIGNALS:
+        number = getattr(signal, name, None)
+        if number is None:
+            continue
+        former = signal.getsignal(number)
+
+        def stopped(signum, frame, former=former):
+            stop(dispatcher)
+            restore_signal_handlers(dispatcher)
+            if callable(former):
+                former(signum, frame)
+            elif former != signal.SIG_IGN:
+                raise SystemExit(128 + signum)
+
+        signal.signal(number, stopped)
+        installed[number] = (former, stopped)
+
+
+def restore_signal_handlers(dispatcher):
+    """Put the former handlers back, where ours are still installed."""
+    for number, (former, ours) in signal_handlers.pop(id(dispatcher), {}).items():
+        if signal.getsignal(number) is ours:
+            signal.signal(number, former)
+
+
+queue_installer = QueueInstaller()
+multidb_queue_installer = QueueInstaller(db_name='async')
+threaded_dispatcher_installer = ThreadedDispatcherInstaller()
+twisted_dispatcher_installer = TwistedDispatcherInstaller()
+agent_installer = AgentInstaller()
