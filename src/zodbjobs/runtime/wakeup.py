@@ -230,7 +230,7 @@ class _Forwarder:
     def invalidateCache(self):
         """The client was connected (again): anything may have happened."""
         self._adapter.invalidateCache()
-        pass
+        self._exchange.ring_all()
 
 
 # PostgreSQL
