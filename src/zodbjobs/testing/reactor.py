@@ -19,6 +19,7 @@ import datetime
 import threading
 
 import pytz
+import transaction
 from transaction.interfaces import NoTransaction
 from twisted.internet import task
 from twisted.internet.error import (
@@ -292,7 +293,8 @@ class Reactor(task.Clock):
             ran = self._run_asked()
             for _ in range(due):
                 ran |= self._fire(self.rightNow)
-            return ran
+        _see_commits()
+        return ran
 
     def time_flies(self, seconds):
         """Let virtual time pass and run what becomes due, each call at its own time.
@@ -300,7 +302,8 @@ class Reactor(task.Clock):
         `seconds` is a number or a timedelta.  Between two instants, threads
         get what they asked for, and jobs a moment of real time to end in
         (BREATH_SECONDS for the whole flight).  Returns how many delayed calls
-        were run.
+        were run.  Then the test's transaction, if it changed nothing, is begun
+        anew, to see what was committed.
         """
         micros = clock.micros_in(seconds)
         if micros < 0:
@@ -313,7 +316,8 @@ class Reactor(task.Clock):
                 self.settle(deadline - _machine.monotonic())
             self.rightNow = max(self.rightNow, end)
             self._run_now()
-            return self._fired - before
+        _see_commits()
+        return self._fired - before
 
     def advance(self, amount):
         """Twisted's name for `time_flies`."""
@@ -455,6 +459,14 @@ class _CountedThreadPool(ThreadPool):
 
 def _nothing(result):
     return None
+
+
+def _see_commits():
+    """Let the test's thread see what others committed, unless it has changes to lose."""
+    # zc.async's dispatcher shared the test's transaction, so its tests could rely on that.
+    manager = transaction.manager
+    if not manager.explicit and not manager.get()._resources:
+        manager.begin()
 
 
 def begin_anew(objects):

@@ -77,8 +77,8 @@ def _service(queue):
     """Who serves a queue, as text."""
     told = []
     for uuid, agents in queue.dispatchers.items():
-        state = 'dead' if agents.dead else f'activated {agents.activated}'
-        told.append(f'dispatcher {uuid} ({state if agents.activated else "not activated"})')
+        since = f'since {agents.activated}' if agents.activated else 'not activated'
+        told.append(f'dispatcher {uuid} ({"dead" if agents.dead else since})')
         told += [
             f'agent {name!r} has {len(agent)} of {agent.size}' for name, agent in agents.items()
         ]
