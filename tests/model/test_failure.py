@@ -363,6 +363,16 @@ def test_nothing_alive_is_kept():
     assert made.sanitized is True
 
 
+def test_an_exception_that_is_given_is_not_kept():
+    error = Holder('h')
+    seen = weakref.ref(error)
+    made = Failure(error)
+    del error
+    gc.collect()
+    assert seen() is None
+    assert made.args == () and made.value.args == ('h',)
+
+
 def test_persistent_objects_are_neither_kept_nor_loaded(database):
     with database.transaction() as connection:
         connection.root()['note'] = note = Note()
