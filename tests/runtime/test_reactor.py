@@ -752,6 +752,18 @@ def test_tearing_down(root, any_crew):
     waiting.tear_down_dispatcher(any_crew)  # it is down
 
 
+def test_tearing_down_gives_threads_time_to_end(any_crew):
+    """Also those that run no job, and so are not waited for otherwise."""
+
+    class Pool:
+        threads = [threading.Thread(target=block_briefly, daemon=True)]
+
+    Pool.threads[0].start()
+    any_crew.queues = {'': {'main': Pool}}
+    waiting.tear_down_dispatcher(any_crew)
+    assert not Pool.threads[0].is_alive()
+
+
 def test_tearing_down_names_the_job_that_will_not_stop(root, any_crew, closed_gate):
     errand = put(root, wait_at_the_gate)
     waiting.wait_for_start(errand)

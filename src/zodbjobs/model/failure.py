@@ -278,14 +278,10 @@ class Failure(TwistedFailure):
     def _revived(self):
         """The exception loaded anew, or its stand-in."""
         record = self._record
-        if 'exception' in record:
-            try:
-                value = pickle.loads(record['exception'])
-                if isinstance(value, BaseException):
-                    return value
-            except Exception:
-                pass  # its class changed or is gone: the stand-in says what it said
-        return _stand_in(record['module'], record['name'], record['text'])
+        value = _loaded(record.get('exception'))
+        if value is None:
+            value = _stand_in(record['module'], record['name'], record['text'])
+        return value
 
 
 # Making the record -------------------------------------------------------------------------
@@ -519,6 +515,17 @@ def _pickle_of(value, text):
     except Exception:  # locks, sockets, constructors with arguments of their own, ...
         return None
     return data if type(loaded) is type(value) and _text_of(loaded) == text else None
+
+
+def _loaded(data):
+    """The exception whose pickle this is, or None if it cannot be had any more."""
+    if data is None:
+        return None
+    try:
+        value = pickle.loads(data)
+    except Exception:  # its class changed, or is gone
+        return None
+    return value if isinstance(value, BaseException) else None
 
 
 def _imported(module, name):

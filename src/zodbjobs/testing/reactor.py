@@ -224,7 +224,7 @@ class Reactor(task.Clock):
                 if phase == 'before' and hasattr(result, 'addBoth'):
                     pending.append(result)
                     result.addCallbacks(_nothing, lambda failed: errors.append(failed.value))
-        if pending and not self._insist(
+        if pending and not self.insist(
             lambda: all(deferred.called for deferred in pending), SHUTDOWN_SECONDS, step=1
         ):
             errors.append(AssertionError('what must end before the reactor stops did not end'))
@@ -351,11 +351,11 @@ class Reactor(task.Clock):
         while not self.settle(until=look):
             left = end - self.rightNow
             if left <= 0:
-                return self._insist(look, PATIENCE_SECONDS)
+                return self.insist(look, PATIENCE_SECONDS)
             self.time_flies(min(step, left))
         return True
 
-    def _insist(self, look, seconds, step=0):
+    def insist(self, look, seconds, step=0):
         """Wait for look() so many real seconds, even while all seems quiet; whether it is true.
 
         At each look `step` virtual seconds pass.

@@ -172,7 +172,7 @@ def _join(thread, seconds, dispatcher):
     if reactor is None:
         thread.join(seconds)
     else:  # the thread may need the reactor to come to its end
-        reactor.settle(seconds, until=lambda: not thread.is_alive())
+        reactor.insist(lambda: not thread.is_alive(), seconds)
 
 
 def _serving(dispatcher):
