@@ -26,6 +26,12 @@ KEEP_COUNT = 1_000_000
 SWEEP_LIMIT = 100
 
 
+class Finished(Sorted):
+    """Finished jobs in order: it grows at its end, and each claim rewrites the last leaf."""
+
+    max_leaf_size = 24
+
+
 class History(Persistent):
     """Lists of finished jobs by the time at which they may be forgotten.
 
@@ -37,8 +43,8 @@ class History(Persistent):
     keep_count = KEEP_COUNT
 
     def __init__(self):
-        self.done = Sorted()  # {finished << 6: job}
-        self.failed = Sorted()
+        self.done = Finished()  # {finished << 6: job}
+        self.failed = Finished()
         self.expiring = LOBTree()  # {forget << 6: (finished key, failed)}; for own result_ttl
 
     def add(self, job, now, failed, ttl=None):

@@ -46,48 +46,54 @@ MAX_PRIORITY = 2**32 - 1
 WAITS_FOR_JOB = 'job'
 WAITS_FOR_DEFERRED = 'deferred'
 
-#: Attribute -> its key in the stored state.  The keys are short because a job's
-#: record is written twice; what has its class's default is not written at all.
+#: Attribute -> its number in the stored state.  Numbers, because a job's record is
+#: written twice and names would be half of it; what has its class's default is not
+#: written at all.  A number is never used for anything else.
 STATE = {
-    '_status': 's',
-    '_call': 'c',
-    '_args': 'a',
-    '_kwargs': 'k',
-    '_queue_oid': 'q',
-    '_agent_oid': 'g',
-    '_parent': 'p',
-    '_token': 't',
-    '_due': 'd',
-    '_put': 'pt',
-    '_begin_by': 'bb',
-    '_priority': 'pr',
-    '_channel': 'ch',
-    '_quota_names': 'qn',
-    '_id': 'id',
-    '_depends_on': 'do',
-    '_after': 'af',
-    '_callbacks': 'cb',
-    '_outers': 'o',
-    '_result': 'r',
-    '_waits': 'w',
-    '_active_start': 'as',
-    '_active_end': 'ae',
-    '_told': 'tl',
-    '_attempts': 'at',
-    '_interruptions': 'in',
-    '_conflicts': 'co',
-    '_interrupted': 'iq',
-    '_cancelled': 'cx',
-    '_hold_reason': 'hr',
-    '_policy': 'po',
-    '_retry_policy_factory': 'pf',
-    '_retries': 're',
-    '_failure_log_level': 'fl',
-    '_result_ttl': 'rt',
-    '_annotations': 'an',
-    '_assigner': 'au',
-    '_lease': 'le',
+    '_status': 1,
+    '_call': 2,
+    '_args': 3,
+    '_kwargs': 4,
+    '_queue_oid': 5,
+    '_agent_oid': 6,
+    '_parent': 7,
+    '_token': 8,
+    '_due': 9,
+    '_put': 10,
+    '_begin_by': 11,
+    '_priority': 12,
+    '_channel': 13,
+    '_quota_names': 14,
+    '_id': 15,
+    '_depends_on': 16,
+    '_after': 17,
+    '_callbacks': 18,
+    '_outers': 19,
+    '_result': 20,
+    '_waits': 21,
+    '_active_start': 22,
+    '_active_end': 23,
+    '_told': 24,
+    '_attempts': 25,
+    '_interruptions': 26,
+    '_conflicts': 27,
+    '_interrupted': 28,
+    '_cancelled': 29,
+    '_hold_reason': 30,
+    '_policy': 31,
+    '_retry_policy_factory': 32,
+    '_retries': 33,
+    '_failure_log_level': 34,
+    '_result_ttl': 35,
+    '_annotations': 36,
+    '_assigner': 37,
+    '_lease': 38,
 }
+
+NAMES = {number: name for name, number in STATE.items()}
+
+#: Where the attributes of a subclass are kept.
+OF_SUBCLASS = 0
 
 
 def _moment(attribute, doc):
@@ -165,34 +171,35 @@ class Job(Persistent):
 
     def __getstate__(self):
         self._p_activate()
-        found = self.__dict__
-        state = {}
-        for name, key in STATE.items():
-            if name in found:
-                value = found[name]
-                if value != getattr(Job, name) if _is_comparable(value) else True:
-                    state[key] = value
-        args, kwargs = found.get('_v_args'), found.get('_v_kwargs')
+        state, extra = {}, {}
+        for name, value in self.__dict__.items():
+            number = STATE.get(name)
+            if number is None:
+                if name[:3] not in ('_v_', '_p_'):
+                    extra[name] = value
+            elif not _is_comparable(value) or value != getattr(Job, name):
+                state[number] = value
+        args, kwargs = self.__dict__.get('_v_args'), self.__dict__.get('_v_kwargs')
         if args is not None:
-            state['a'] = tuple(args)
+            state[STATE['_args']] = tuple(args)
         if kwargs is not None:
-            state['k'] = dict(kwargs)
-        extra = {
-            name: value
-            for name, value in found.items()
-            if name not in STATE and name[:3] not in ('_v_', '_p_')
-        }
-        if extra:  # attributes of a subclass
-            state['x'] = extra
+            state[STATE['_kwargs']] = dict(kwargs)
+        if self._due == self._put:  # most jobs begin when they are put
+            state.pop(STATE['_due'], None)
+        if extra:
+            state[OF_SUBCLASS] = extra
         return state
 
     def __setstate__(self, state):
         found = self.__dict__
         found.clear()
-        found.update(state.get('x', ()))
-        for name, key in STATE.items():
-            if key in state:
-                found[name] = state[key]
+        for number, value in state.items():
+            if number == OF_SUBCLASS:
+                found.update(value)
+            else:
+                found[NAMES[number]] = value
+        if '_put' in found:
+            found.setdefault('_due', found['_put'])
 
     # what it is
 
@@ -393,7 +400,12 @@ class Job(Persistent):
 
     active_start = _moment('_active_start', 'aware UTC datetime, or None')
     active_end = _moment('_active_end', 'aware UTC datetime, or None')
-    initial_callbacks_end = _moment('_told', 'aware UTC datetime, or None')
+
+    @property
+    def initial_callbacks_end(self):
+        told = self._active_end if self._told is None else self._told
+        return clock.datetime_of(told) if self._status == status.COMPLETED else None
+
     attempts = property(lambda self: self._attempts)
     interruptions = property(lambda self: self._interruptions)
     conflicts = property(lambda self: self._conflicts)
@@ -653,7 +665,8 @@ class Job(Persistent):
         while done:
             job = done.pop()
             job._status = status.COMPLETED
-            job._told = clock.micros()
+            if job._callbacks or job._outers:
+                job._told = clock.micros()
             for outer in job._outers:
                 outer.inner_finished(job)
                 if outer._status == status.CALLBACKS:

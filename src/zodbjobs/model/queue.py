@@ -200,7 +200,8 @@ class Queue(Persistent):
         group = (job._priority, job._channel or '', job._quota_names, int(job.runs_once))
         blocked = (job._depends_on or job._after) and job.blockers()
         deadline = 0 if job._begin_by is None or job._attempts else job._due + job._begin_by
-        self._leave(job, old, DEPENDS if blocked else job._due, group, deadline)
+        due = job._due if job._due > clock.micros() else 0
+        self._leave(job, old, DEPENDS if blocked else due, group, deadline)
 
     def file_urgently(self, job, due=0):
         """Leave an entry for a job that has its result, so that a worker concludes it.
@@ -209,7 +210,7 @@ class Queue(Persistent):
         """
         group = (URGENT, job._channel or '', (), 0)
         now = clock.micros()
-        self._leave(job, now, max(now, due), group)
+        self._leave(job, max(now, due), due if due > now else 0, group)
 
     def _leave(self, job, us, due, group, deadline=0):
         tie = (job._token + 1) & ((1 << TIE_BITS) - 1)
