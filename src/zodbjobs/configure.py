@@ -12,6 +12,7 @@ import persistent.interfaces
 import transaction.interfaces
 import ZODB.interfaces
 import zope.component
+import zope.component.event  # lets handlers registered there hear of our events
 from zope.interface import implementer
 
 from zodbjobs import subscribers

@@ -16,6 +16,7 @@ import threading
 import weakref
 
 import transaction
+import zope.component.event  # calls the subscribers that ZCML registers
 import zope.event
 from zope.event import notify
 
