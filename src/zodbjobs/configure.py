@@ -16,7 +16,7 @@ import zope.component.event  # lets handlers registered there hear of our events
 from zope.interface import implementer
 
 from zodbjobs import subscribers
-from zodbjobs.interfaces import KEY, DatabaseOpened, IJob, IQueue, IUUID
+from zodbjobs.interfaces import IUUID, KEY, DatabaseOpened, IJob, IQueue
 from zodbjobs.model.job import Job
 
 #: Names the file that keeps the identity of this process over restarts.

@@ -66,6 +66,7 @@ __all__ = [
     'JobAdded',
     'JobClaimed',
     'JobCompleted',
+    'JobFiled',
     'JobInterrupted',
     'JobRescheduled',
     'JobStarted',
@@ -189,14 +190,8 @@ class DispatcherReactivated(ObjectEvent):
     """A dispatcher that was wrongly held for dead serves this queue again."""
 
 
-class JobAdded(ObjectEvent):
-    """A job was put; it will be seen by others when the transaction commits.
-
-    `queue` is its queue.  `connection` is the ZODB connection whose commit
-    makes the job visible, which is when dispatchers are to be woken (`rings`).
-    """
-
-    rings = True
+class _QueueEvent(ObjectEvent):
+    """Something happened to a job on its way; `queue` is its queue."""
 
     def __init__(self, object, queue):
         super().__init__(object)
@@ -204,7 +199,22 @@ class JobAdded(ObjectEvent):
 
     @property
     def connection(self):
+        """The ZODB connection whose commit lets others see it."""
         return self.queue._p_jar
+
+
+class JobAdded(_QueueEvent):
+    """A job was put; it will be seen by others when the transaction commits."""
+
+
+class JobFiled(_QueueEvent):
+    """A dispatcher has to look at a job: it was put, or came back, or may go on now.
+
+    `object` is None when that is said of all jobs.  Dispatchers are woken
+    (`rings`) when the transaction of `connection` is committed.
+    """
+
+    rings = True
 
 
 class JobClaimed(ObjectEvent):
@@ -300,9 +310,7 @@ class IJob(Interface):
         On a finished job the callback is queued in the caller's transaction.
         """
 
-    def addCallbacks(
-        success=None, failure=None, failure_log_level=None, retry_policy_factory=None
-    ):
+    def addCallbacks(success=None, failure=None, failure_log_level=None, retry_policy_factory=None):
         """Call one of two with the result; returns a job.
 
         The returned job's result is that of the side that was called; with

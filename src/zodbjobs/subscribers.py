@@ -155,9 +155,7 @@ class ThreadedDispatcherInstaller(_DispatcherInstaller):
     With `signals`, and in the main thread, SIGTERM and SIGINT stop it first.
     """
 
-    def __init__(
-        self, poll_interval=5, reactor_factory=None, uuid=None, grace=30, signals=True
-    ):
+    def __init__(self, poll_interval=5, reactor_factory=None, uuid=None, grace=30, signals=True):
         super().__init__(poll_interval, uuid, grace)
         self.reactor_factory = reactor_factory or private_reactor
         self.signals = signals

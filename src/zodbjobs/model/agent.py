@@ -124,18 +124,20 @@ class Agent(Persistent):
         return True
 
     def _unfinished(self):
-        for oid, token, job, *_ in self.entries():
-            if job._token == token and job.is_unfinished():
-                yield oid, job
-        for oid, job in entries_of(self.waiting):
-            if job.is_unfinished():
-                yield oid, job
+        """{oid: job} of the jobs that have no result yet."""
+        found = {
+            oid: job
+            for oid, token, job, *_ in self.entries()
+            if job._token == token and job.is_unfinished()
+        }
+        found.update((oid, job) for oid, job in entries_of(self.waiting) if job.is_unfinished())
+        return found
 
     def __iter__(self):
-        return iter([job for _, job in {oid: (oid, job) for oid, job in self._unfinished()}.values()])
+        return iter(self._unfinished().values())
 
     def __len__(self):
-        return len({oid for oid, _ in self._unfinished()})
+        return len(self._unfinished())
 
     def __bool__(self):
         return True
@@ -168,6 +170,4 @@ class Agent(Persistent):
 
 def _check_function(what, function):
     if function is not None and not callable(function):
-        raise ValueError(
-            f'{what} must be callable, not {function!r}; the number of jobs is size='
-        )
+        raise ValueError(f'{what} must be callable, not {function!r}; the number of jobs is size=')

@@ -11,7 +11,8 @@ Runs in workers' transactions.
 
 from zodbjobs import status
 from zodbjobs.interfaces import BadStatusError
-from zodbjobs.model.job import DEFAULT_PRIORITY, WAITS_FOR_JOB, Job, as_job
+from zodbjobs.model.job import WAITS_FOR_JOB, Job, as_job
+from zodbjobs.model.record import DEFAULT_PRIORITY
 
 
 class Composite(Job):

@@ -40,6 +40,7 @@ import re
 import sys
 import types
 import uuid
+from collections.abc import Callable
 
 from persistent import Persistent
 from persistent.wref import WeakRef
@@ -172,12 +173,12 @@ class Failure(TwistedFailure):
             self._value = self._revived()
         return self._value
 
-    @property
+    @property  # type: ignore[misc]
     def parents(self):
         """Dotted names of the exception's class and of its bases (a list)."""
         return list(self._record['bases'])
 
-    @property
+    @property  # type: ignore[misc]
     def frames(self):
         """[[function, file, line, [(local, text)], []]], the innermost last."""
         return [
@@ -646,7 +647,7 @@ def _enclosed(opening, closing, items, depth, describe):
 
 
 #: Exact classes only: a subclass may do anything.
-_DESCRIBERS = {
+_DESCRIBERS: dict[type, Callable] = {
     **dict.fromkeys((type(None), type(...), bool, float, complex, range), _by_repr),
     **dict.fromkeys((datetime.date, datetime.timedelta, decimal.Decimal, uuid.UUID), _by_repr),
     int: _integer,

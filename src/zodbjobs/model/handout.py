@@ -193,9 +193,7 @@ class Round:
             if job is None:
                 break
             job.chosen()
-            found.append(
-                self._list(agent, job.oid, job._token, job, job.quota_names, ahead=False)
-            )
+            found.append(self._list(agent, job.oid, job._token, job, job.quota_names, ahead=False))
         return found
 
     def _report(self, what, error):

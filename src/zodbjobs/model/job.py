@@ -37,63 +37,13 @@ from zodbjobs.model.call import (
 )
 from zodbjobs.model.failure import Failure, is_failure
 from zodbjobs.model.notes import Annotations
-from zodbjobs.model.owned import OwnedDict, OwnedList
+from zodbjobs.model.record import JobRecord
 
-DEFAULT_PRIORITY = 2**31
 MAX_PRIORITY = 2**32 - 1
 
 #: What an ACTIVE job without a thread waits for.
 WAITS_FOR_JOB = 'job'
 WAITS_FOR_DEFERRED = 'deferred'
-
-#: Attribute -> its number in the stored state.  Numbers, because a job's record is
-#: written twice and names would be half of it; what has its class's default is not
-#: written at all.  A number is never used for anything else.
-STATE = {
-    '_status': 1,
-    '_call': 2,
-    '_args': 3,
-    '_kwargs': 4,
-    '_queue_oid': 5,
-    '_agent_oid': 6,
-    '_parent': 7,
-    '_token': 8,
-    '_due': 9,
-    '_put': 10,
-    '_begin_by': 11,
-    '_priority': 12,
-    '_channel': 13,
-    '_quota_names': 14,
-    '_id': 15,
-    '_depends_on': 16,
-    '_after': 17,
-    '_callbacks': 18,
-    '_outers': 19,
-    '_result': 20,
-    '_waits': 21,
-    '_active_start': 22,
-    '_active_end': 23,
-    '_told': 24,
-    '_attempts': 25,
-    '_interruptions': 26,
-    '_conflicts': 27,
-    '_interrupted': 28,
-    '_cancelled': 29,
-    '_hold_reason': 30,
-    '_policy': 31,
-    '_retry_policy_factory': 32,
-    '_retries': 33,
-    '_failure_log_level': 34,
-    '_result_ttl': 35,
-    '_annotations': 36,
-    '_assigner': 37,
-    '_lease': 38,
-}
-
-NAMES = {number: name for name, number in STATE.items()}
-
-#: Where the attributes of a subclass are kept.
-OF_SUBCLASS = 0
 
 
 def _moment(attribute, doc):
@@ -101,51 +51,12 @@ def _moment(attribute, doc):
 
 
 @implementer(IJob)
-class Job(Persistent):
+class Job(JobRecord):
     """See IJob.
 
     ``Job(callable, *args, **kwargs)``; arguments given when it is called come
     behind these, keywords override.
     """
-
-    _status = status.NEW
-    _call = None
-    _args = ()
-    _kwargs = {}  # noqa: RUF012 - never changed in place
-    _queue_oid = None
-    _agent_oid = None
-    _parent = None
-    _token = 0
-    _due = None
-    _put = None
-    _begin_by = None
-    _priority = DEFAULT_PRIORITY
-    _channel = None
-    _quota_names = ()
-    _id = None
-    _depends_on = ()
-    _after = ()
-    _callbacks = ()
-    _outers = ()
-    _result = None
-    _waits = None
-    _active_start = None
-    _active_end = None
-    _told = None
-    _attempts = 0
-    _interruptions = 0
-    _conflicts = 0
-    _interrupted = False
-    _cancelled = False
-    _hold_reason = None
-    _policy = None
-    _retry_policy_factory = None
-    _retries = None
-    _failure_log_level = None
-    _result_ttl = None
-    _annotations = None
-    _assigner = None
-    _lease = None
 
     def __init__(self, *args, **kwargs):
         if not args:
@@ -167,40 +78,6 @@ class Job(Persistent):
         job.args.insert(0, job)
         return job
 
-    # the stored form
-
-    def __getstate__(self):
-        self._p_activate()
-        state, extra = {}, {}
-        for name, value in self.__dict__.items():
-            number = STATE.get(name)
-            if number is None:
-                if name[:3] not in ('_v_', '_p_'):
-                    extra[name] = value
-            elif not _is_comparable(value) or value != getattr(Job, name):
-                state[number] = value
-        args, kwargs = self.__dict__.get('_v_args'), self.__dict__.get('_v_kwargs')
-        if args is not None:
-            state[STATE['_args']] = tuple(args)
-        if kwargs is not None:
-            state[STATE['_kwargs']] = dict(kwargs)
-        if self._due == self._put:  # most jobs begin when they are put
-            state.pop(STATE['_due'], None)
-        if extra:
-            state[OF_SUBCLASS] = extra
-        return state
-
-    def __setstate__(self, state):
-        found = self.__dict__
-        found.clear()
-        for number, value in state.items():
-            if number == OF_SUBCLASS:
-                found.update(value)
-            else:
-                found[NAMES[number]] = value
-        if '_put' in found:
-            found.setdefault('_due', found['_put'])
-
     # what it is
 
     @property
@@ -216,30 +93,6 @@ class Job(Persistent):
     def call_name(self):
         """The dotted name of what is called; never raises."""
         return call_name(self._call)
-
-    @property
-    def args(self):
-        args = self.__dict__.get('_v_args')
-        if args is None:
-            args = self._v_args = OwnedList(self, '_v_args', 'args', self._args)
-        return args
-
-    @args.setter
-    def args(self, args):
-        self._v_args = OwnedList(self, '_v_args', 'args', args)
-        self._p_changed = True
-
-    @property
-    def kwargs(self):
-        kwargs = self.__dict__.get('_v_kwargs')
-        if kwargs is None:
-            kwargs = self._v_kwargs = OwnedDict(self, '_v_kwargs', 'kwargs', self._kwargs)
-        return kwargs
-
-    @kwargs.setter
-    def kwargs(self, kwargs):
-        self._v_kwargs = OwnedDict(self, '_v_kwargs', 'kwargs', kwargs)
-        self._p_changed = True
 
     @property
     def annotations(self):
@@ -302,33 +155,45 @@ class Job(Persistent):
 
     # settings that decide its place
 
-    priority = property(lambda self: self._priority)
-    channel = property(lambda self: self._channel)
     id = property(lambda self: self._id)
     depends_on = property(lambda self: self._depends_on)
     after = property(lambda self: self._after)
-    quota_names = property(lambda self: self._quota_names)
-    begin_after = _moment('_due', 'aware UTC datetime, or None')
 
     @property
-    def begin_by(self):
-        return None if self._begin_by is None else datetime.timedelta(microseconds=self._begin_by)
+    def begin_after(self):
+        return clock.datetime_of(self._due)
 
     @begin_after.setter
     def begin_after(self, moment):
         self._place(_due=None if moment is None else clock.micros_of(moment))
 
+    @property
+    def begin_by(self):
+        return None if self._begin_by is None else datetime.timedelta(microseconds=self._begin_by)
+
     @begin_by.setter
     def begin_by(self, span):
         self._place(_begin_by=checked_span(span, 'begin_by'))
+
+    @property
+    def priority(self):
+        return self._priority
 
     @priority.setter
     def priority(self, priority):
         self._place(_priority=checked_priority(priority))
 
+    @property
+    def channel(self):
+        return self._channel
+
     @channel.setter
     def channel(self, channel):
         self._place(_channel=checked_channel(channel))
+
+    @property
+    def quota_names(self):
+        return self._quota_names
 
     @quota_names.setter
     def quota_names(self, names):
@@ -350,13 +215,17 @@ class Job(Persistent):
                 self._due = clock.micros()
             queue.refile(self)
 
-    failure_log_level = property(lambda self: self._failure_log_level)
+    @property
+    def failure_log_level(self):
+        return self._failure_log_level
 
     @failure_log_level.setter
     def failure_log_level(self, level):
         self._failure_log_level = level
 
-    retry_policy_factory = property(lambda self: self._retry_policy_factory)
+    @property
+    def retry_policy_factory(self):
+        return self._retry_policy_factory
 
     @retry_policy_factory.setter
     def retry_policy_factory(self, factory):
@@ -503,9 +372,9 @@ class Job(Persistent):
     def untold(self):
         """The first callback that has not finished and is ours to run, or None."""
         for callback in self._callbacks:
-            if callback._status in (status.NEW, status.ACTIVE, status.CALLBACKS):
-                if callback._waits is None and callback._queue_oid is None:
-                    return callback
+            ours = callback._waits is None and callback._queue_oid is None
+            if ours and callback._status != status.COMPLETED:
+                return callback
         return None
 
     # wishes of the application
@@ -821,11 +690,6 @@ class Choice(Job):
 
 def _pass_on(result):
     return result
-
-
-def _is_comparable(value):
-    """Whether comparing with a class's default is safe: no foreign __eq__ is called."""
-    return value is None or type(value) in (str, int, bool, tuple, float)
 
 
 def as_job(call):

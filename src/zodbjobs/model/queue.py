@@ -24,12 +24,13 @@ from zope.interface import implementer
 
 from zodbjobs import clock, status
 from zodbjobs.interfaces import (
+    IUUID,
     BadStatusError,
     DuplicateJobError,
     IQueue,
     IQueues,
-    IUUID,
     JobAdded,
+    JobFiled,
     MultipleDelayError,
     QueueClosed,
 )
@@ -216,6 +217,7 @@ class Queue(Persistent):
         tie = (job._token + 1) & ((1 << TIE_BITS) - 1)
         job._token = us << TIE_BITS | tie
         self.intake.add(self._p_jar, job.oid, Entry(job._token, due, group, job, deadline))
+        notify(JobFiled(job, self))  # wakes the dispatchers
 
     def unfile(self, job):
         """Take the entry of a waiting job away, or make it stale where it is sorted."""
@@ -227,7 +229,6 @@ class Queue(Persistent):
         """File a waiting job anew, after what decides its place was changed."""
         self.unfile(job)
         self.file(job)
-        notify(JobAdded(job, self))
 
     # look
 
@@ -328,7 +329,6 @@ class Queue(Persistent):
         if job._status != status.ASSIGNED or job.queue is not self:
             raise BadStatusError(f'{job!r} is {job.status}: only a claimed job can be put back')
         job.handed_back()
-        notify(JobAdded(job, self))
 
     # settings
 
@@ -372,7 +372,7 @@ class Queue(Persistent):
 
     def unpause(self):
         self.settings.paused = None
-        notify(JobAdded(None, self))  # wakes the dispatchers
+        notify(JobFiled(None, self))
 
     @property
     def paused_until(self):
@@ -434,6 +434,7 @@ class Queue(Persistent):
             return
         for token, job in self.waiters.pop(oid).values():
             job.queue.await_blockers(token, job)
+            notify(JobFiled(job, job.queue))
 
     def stats(self):
         now = clock.micros()
@@ -469,9 +470,7 @@ class Queues(Persistent, MutableMapping):
         try:
             return self._items[name]
         except (KeyError, TypeError):
-            raise KeyError(
-                f'there is no queue {name!r}; there are {sorted(self._items)}'
-            ) from None
+            raise KeyError(f'there is no queue {name!r}; there are {sorted(self._items)}') from None
 
     def __setitem__(self, name, queue):
         if not IQueue.providedBy(queue):

@@ -42,9 +42,9 @@ class RetryCommonFourTimes:
     """
 
     #: Runs again after conflicts, in all; None: without end.
-    max_conflicts = 4
+    max_conflicts: int | None = 4
     #: Interruptions that are borne; None: without end.
-    max_interruptions = 9
+    max_interruptions: int | None = 9
     #: Seconds to wait for a lost connection: first, more each time, at most.
     initial_backoff = 5
     backoff_increment = 5

@@ -94,9 +94,7 @@ class Notebook:
             self._flush(address)
         else:
             reactor = self._dispatcher.reactor
-            reactor.callFromThread(
-                reactor.callLater, PROGRESS_SECONDS - age, self._flush, address
-            )
+            reactor.callFromThread(reactor.callLater, PROGRESS_SECONDS - age, self._flush, address)
 
     def _flush(self, address):
         with self._guard:

@@ -319,12 +319,18 @@ class Attempt:
             return
         if _waits_for(inner, job):
             raise ValueError(f'{job!r} returned {inner!r}, which waits for it')
-        if inner._status == status.NEW and inner.parent is None:
+        if inner._status == status.NEW and inner.parent is None and not self._is_known(inner):
             job.queue.put(inner)
         if inner._status == status.COMPLETED:
             self._store(job, inner._result)
         else:
             job.waits_for_job(inner)
+
+    def _is_known(self, new_job):
+        """Whether anything that this transaction stores refers to the job, and may put it later."""
+        if new_job._p_jar is None:
+            self.tm.savepoint(optimistic=True)  # gives a home to all that is reached
+        return new_job._p_jar is not None
 
     @staticmethod
     def _is_later(value):

@@ -26,10 +26,10 @@ from zope.event import notify
 from zope.interface import implementer
 
 from zodbjobs import clock
-from zodbjobs.interfaces import KEY, IDispatcher, IUUID, JobClaimed
-from zodbjobs.model.handout import Round
+from zodbjobs.interfaces import IUUID, KEY, IDispatcher, JobClaimed
 from zodbjobs.runtime import attempt, trouble, wakeup, witness
 from zodbjobs.runtime.annotations import Notebook, Surroundings
+from zodbjobs.runtime.look import Look, earliest
 from zodbjobs.runtime.pool import AgentThreadPool, LoopThread, await_value
 from zodbjobs.runtime.retire import Retirement
 from zodbjobs.runtime.statistics import Statistics
@@ -50,8 +50,8 @@ AHEAD_JOB_SECONDS = 0.05
 #: Never more than this ahead, for one agent.
 AHEAD_LIMIT = 64
 
-#: Seconds between two looks whether the running jobs have ended, while stopping.
-DRAIN_PAUSE_SECONDS = 0.01
+#: Seconds for all threads that run no job to end, which takes them an instant.
+THREADS_END_SECONDS = 2
 
 #: {uuid: Dispatcher} of this process.
 _dispatchers = {}
@@ -115,6 +115,7 @@ class Dispatcher:
             raise ValueError(f'this process has a dispatcher {self.UUID} already')
         _dispatchers[self.UUID] = self
         self._guard = threading.RLock()
+        self._landed = threading.Condition(self._guard)  # the last job has ended
         self._pass_lock = threading.Lock()
         self._flight = {}  # job id -> Assignment: what takes a slot, from claim to report
         self._reports = []  # Reports not yet written to the database
@@ -157,6 +158,9 @@ class Dispatcher:
         self._manager = transaction.TransactionManager()
         self.db.setPoolSize(self.db.getPoolSize() + 2)
         self._listener = wakeup.listen(self.db, self._ring)
+        watch = getattr(self.reactor, 'watch', None)
+        if watch is not None:  # a reactor for tests: it waits until the dispatcher is quiet
+            watch(self)
         self._trigger = self.reactor.addSystemEventTrigger('before', 'shutdown', self.shut_down)
         self.reactor.callWhenRunning(self._pass_soon)
 
@@ -315,9 +319,7 @@ class Dispatcher:
         poll = self.statistics.begin_poll()
         try:
             looks = [
-                _Look(self, queue, reports)
-                for name, queue in queues.items()
-                if name in self._served
+                Look(self, queue, reports) for name, queue in queues.items() if name in self._served
             ]
             found = [assignment for look in looks for assignment in look.make()]
             if found or slow or any(look.is_worth_a_commit for look in looks):
@@ -340,14 +342,14 @@ class Dispatcher:
             self._watch(queues)
         if any(look.released for look in looks):
             self._ring()
-        return _earliest(*(look.wake_at for look in looks))
+        return earliest(*(look.wake_at for look in looks))
 
     def _end_orphans(self, queues):
         """End the pools of queues that were removed."""
         for name in set(self.queues) - set(queues):
             self._close_pools(self.queues.pop(name).values())
 
-    def _fit_pools(self, name, queue, record):
+    def fit_pools(self, name, queue, record):
         """Give each agent a pool of its size, and end the pools of agents that went."""
         pools = self.queues.setdefault(name, {})
         for agent_name, agent in record.items():
@@ -456,14 +458,16 @@ class Dispatcher:
             self.statistics.reassigned(assignment.job_id)
         elif report.kind != attempt.FINISHED:
             self.statistics.rescheduled(assignment.job_id)
+        pool = self.queues.get(assignment.queue, {}).get(assignment.agent)
         with self._guard:
             self._flight.pop(assignment.job_id, None)
             self._deferred.discard(assignment.job_id)
+            self._landed.notify_all()
             if report.kind != attempt.ABANDONED:
                 self._reports.append(report)
-        pool = self.queues.get(assignment.queue, {}).get(assignment.agent)
-        if pool is None or self._wants_more(pool):
-            self._ring()
+            # under the same guard: `is_quiet` must not see the job gone and no ring due
+            if pool is None or self._wants_more(pool):
+                self._ring()
 
     def _wants_more(self, pool):
         """Whether a pass should be made now that a thread of `pool` is free.
@@ -551,13 +555,13 @@ class Dispatcher:
 
     def _drain(self):
         """Wait for what runs, hand back the rest, and be off."""
-        deadline = time.monotonic() + self.grace
-        while self._flight and time.monotonic() < deadline:
-            time.sleep(DRAIN_PAUSE_SECONDS)
+        with self._landed:
+            self._landed.wait_for(lambda: not self._flight, self.grace)
         with self._pass_lock:
             self._hand_back_all()
             for pools in self.queues.values():
                 self._close_pools(pools.values())
+            self._await_threads()
             self.notebook.stop()
             self.loop_thread.stop()
             if self._conn is not None:
@@ -573,6 +577,12 @@ class Dispatcher:
             )  # fmt: skip
         self.activated = False
         log.info('dispatcher %s has stopped', self.UUID)
+
+    def _await_threads(self):
+        """Let threads close their connections, so that the database can be closed after this."""
+        pools = [pool for pools in self.queues.values() for pool in pools.values()]
+        for pool in pools:
+            pool.join(THREADS_END_SECONDS / len(pools))
 
     def _hand_back_all(self):
         """Write the last reports, and give back what is left, in a connection of its own."""
@@ -653,88 +663,12 @@ class Dispatcher:
         return f'<Dispatcher {self.UUID}>'
 
 
-class _Look:
-    """One pass's look at one queue: what ended, a `Round`, and what came of it."""
-
-    def __init__(self, dispatcher, queue, reports):
-        self.dispatcher = dispatcher
-        self.queue = queue
-        self.record = queue.dispatchers.get(dispatcher.UUID)
-        self.reports = [report for report in reports if report.assignment.queue == queue.name]
-        self.retirement = Retirement(queue, clock.micros())
-        self.wake_at = None
-        self.is_worth_a_commit = False
-
-    @property
-    def released(self):
-        """Whether jobs that waited for others may start now."""
-        return self.retirement.released
-
-    def make(self):
-        """Claim for every agent that has room; returns the Assignments."""
-        if self.record is None or self.record.activated is None:
-            return []
-        self.dispatcher._fit_pools(self.queue.name, self.queue, self.record)
-        if self.retirement.presses(self.reports):
-            self.is_worth_a_commit = True
-            self.retire()
-        queue, now = self.queue, clock.micros()
-        look = Round(queue, now, self._rank(), self._complain)
-        look.expire()
-        found = []
-        if queue.is_paused(now):
-            paused = queue.settings.paused
-            self.wake_at = None if paused is True else paused
-        else:
-            found = self._pick(look)
-        self.is_worth_a_commit |= look.touched | bool(queue.intake.prune(now))
-        # What is due already and has no room is looked at again when a worker is done.
-        ahead = (queue.ready.next_due(), queue.ready.next_deadline())
-        self.wake_at = _earliest(
-            self.wake_at, *(moment for moment in ahead if moment is not None and moment > now)
-        )
-        database = queue._p_jar.db().database_name
-        return [assignment._replace(database=database) for assignment in found]
-
-    def retire(self):
-        """Write what ended; once."""
-        reports, self.reports = self.reports, []
-        self.retirement.write(self.record, reports)
-
-    def _pick(self, look):
-        agents = [
-            (agent, *self.dispatcher.rooms(agent, self.queue.name))
-            for agent in self.record.values()
-        ]
-        agents = [item for item in agents if item[1] or item[2]]
-        if not agents:
-            return []
-        look.sort()
-        found = []
-        for agent, room, ahead in agents:
-            found += look.pick(agent, room, ahead)
-        look.file_rest()
-        return found
-
-    def _rank(self):
-        active = sorted(str(r.UUID) for r in self.record.parent.values() if r.activated)
-        mine = str(self.dispatcher.UUID)
-        return active.index(mine) if mine in active else 0
-
-    def _complain(self, what, error):
-        log.error('queue %r: %s', self.queue.name, what, exc_info=error)
-
-
-def _earliest(*moments):
-    return min((moment for moment in moments if moment is not None), default=None)
-
-
 def _span(seconds):
     return datetime.timedelta(seconds=seconds)
 
 
 def _database_identity(db):
-    """The text that stands for the queues of a database, or for its storage before there are any."""
+    """The text that stands for the queues of a database, or for its storage without any."""
     connection = db.open(transaction.TransactionManager())
     try:
         queues = connection.root().get(KEY)

@@ -164,6 +164,12 @@ class AgentThreadPool:
             for _ in self.threads:
                 self._inbox.put(_END)
 
+    def join(self, seconds):
+        """Wait, `seconds` at most, for the end of the threads; to be called after `stop`."""
+        threads = [thread for thread in self.threads if thread is not threading.current_thread()]
+        for thread in threads:
+            thread.join(seconds / len(threads))
+
     def _start_thread(self):
         thread = threading.Thread(
             target=self._work, name=f'zodbjobs {self.queue_name!r} {self.name}', daemon=True

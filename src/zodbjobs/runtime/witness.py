@@ -33,7 +33,7 @@ from zodbjobs.runtime import storages
 try:
     import fcntl
 except ImportError:  # Windows: no record locks, and then nobody can tell
-    fcntl = None
+    fcntl = None  # type: ignore[assignment]
 
 log = logging.getLogger('zodbjobs.witness')
 

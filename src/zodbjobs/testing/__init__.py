@@ -83,9 +83,10 @@ class Layer:
         from zodbjobs.runtime import dispatcher, wakeup
 
         transaction.abort()
-        self.reactor.stop()
-        wait_for_deactivation(self.dispatcher)
-        dispatcher.pop(self.dispatcher.UUID)
+        if self.reactor.running:  # a test may have stopped it
+            self.reactor.stop()
+        tear_down_dispatcher(self.dispatcher)
+        dispatcher.clear()
         self.connection.close()
         wakeup.hang_up(self.db)
         self.db.close()

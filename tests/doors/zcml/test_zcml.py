@@ -11,7 +11,7 @@ from zope.event import notify
 
 import zodbjobs
 from zodbjobs import subscribers, testing
-from zodbjobs.interfaces import KEY, DatabaseOpened, IJob, IQueue, IUUID
+from zodbjobs.interfaces import IUUID, KEY, DatabaseOpened, IJob, IQueue
 from zodbjobs.runtime import dispatcher as dispatchers
 
 TOP = pathlib.Path(__file__).parents[3]

@@ -1,0 +1,168 @@
+"""What is stored of a job, in as few bytes as can be.
+
+A job's record is written twice in its life, and it is most of what a job costs
+the storage.  So attributes are stored under numbers, and what has its class's
+default is not stored at all.
+
+Runs in the thread of the job's connection.
+"""
+
+from persistent import Persistent
+
+from zodbjobs import status
+from zodbjobs.model.owned import OwnedDict, OwnedList
+
+DEFAULT_PRIORITY = 2**31
+
+#: Attribute -> its number in the stored state.  Numbers, because a job's record is
+#: written twice and names would be half of it; what has its class's default is not
+#: written at all.  A number is never used for anything else.
+STATE = {
+    '_status': 1,
+    '_call': 2,
+    '_args': 3,
+    '_kwargs': 4,
+    '_queue_oid': 5,
+    '_agent_oid': 6,
+    '_parent': 7,
+    '_token': 8,
+    '_due': 9,
+    '_put': 10,
+    '_begin_by': 11,
+    '_priority': 12,
+    '_channel': 13,
+    '_quota_names': 14,
+    '_id': 15,
+    '_depends_on': 16,
+    '_after': 17,
+    '_callbacks': 18,
+    '_outers': 19,
+    '_result': 20,
+    '_waits': 21,
+    '_active_start': 22,
+    '_active_end': 23,
+    '_told': 24,
+    '_attempts': 25,
+    '_interruptions': 26,
+    '_conflicts': 27,
+    '_interrupted': 28,
+    '_cancelled': 29,
+    '_hold_reason': 30,
+    '_policy': 31,
+    '_retry_policy_factory': 32,
+    '_retries': 33,
+    '_failure_log_level': 34,
+    '_result_ttl': 35,
+    '_annotations': 36,
+    '_assigner': 37,
+    '_lease': 38,
+}
+
+NAMES = {number: name for name, number in STATE.items()}
+
+#: Where the attributes of a subclass are kept.
+OF_SUBCLASS = 0
+
+
+class JobRecord(Persistent):
+    """The attributes of a job, and how they are stored."""
+
+    _status = status.NEW
+    _call = None
+    _args = ()
+    _kwargs = {}  # noqa: RUF012 - never changed in place
+    _queue_oid = None
+    _agent_oid = None
+    _parent = None
+    _token = 0
+    _due = None
+    _put = None
+    _begin_by = None
+    _priority = DEFAULT_PRIORITY
+    _channel = None
+    _quota_names = ()
+    _id = None
+    _depends_on = ()
+    _after = ()
+    _callbacks = ()
+    _outers = ()
+    _result = None
+    _waits = None
+    _active_start = None
+    _active_end = None
+    _told = None
+    _attempts = 0
+    _interruptions = 0
+    _conflicts = 0
+    _interrupted = False
+    _cancelled = False
+    _hold_reason = None
+    _policy = None
+    _retry_policy_factory = None
+    _retries = None
+    _failure_log_level = None
+    _result_ttl = None
+    _annotations = None
+    _assigner = None
+    _lease = None
+
+    def __getstate__(self):
+        self._p_activate()
+        state, extra = {}, {}
+        for name, value in self.__dict__.items():
+            number = STATE.get(name)
+            if number is None:
+                if name[:3] not in ('_v_', '_p_'):
+                    extra[name] = value
+            elif not _is_comparable(value) or value != getattr(JobRecord, name):
+                state[number] = value
+        args, kwargs = self.__dict__.get('_v_args'), self.__dict__.get('_v_kwargs')
+        if args is not None:
+            state[STATE['_args']] = tuple(args)
+        if kwargs is not None:
+            state[STATE['_kwargs']] = dict(kwargs)
+        if self._due == self._put:  # most jobs begin when they are put
+            state.pop(STATE['_due'], None)
+        if extra:
+            state[OF_SUBCLASS] = extra
+        return state
+
+    def __setstate__(self, state):
+        found = self.__dict__
+        found.clear()
+        for number, value in state.items():
+            if number == OF_SUBCLASS:
+                found.update(value)
+            else:
+                found[NAMES[number]] = value
+        if '_put' in found:
+            found.setdefault('_due', found['_put'])
+
+    @property
+    def args(self):
+        args = self.__dict__.get('_v_args')
+        if args is None:
+            args = self._v_args = OwnedList(self, '_v_args', 'args', self._args)
+        return args
+
+    @args.setter
+    def args(self, args):
+        self._v_args = OwnedList(self, '_v_args', 'args', args)
+        self._p_changed = True
+
+    @property
+    def kwargs(self):
+        kwargs = self.__dict__.get('_v_kwargs')
+        if kwargs is None:
+            kwargs = self._v_kwargs = OwnedDict(self, '_v_kwargs', 'kwargs', self._kwargs)
+        return kwargs
+
+    @kwargs.setter
+    def kwargs(self, kwargs):
+        self._v_kwargs = OwnedDict(self, '_v_kwargs', 'kwargs', kwargs)
+        self._p_changed = True
+
+
+def _is_comparable(value):
+    """Whether comparing with a class's default is safe: no foreign __eq__ is called."""
+    return value is None or type(value) in (str, int, bool, tuple, float)

@@ -1,0 +1,89 @@
+"""One pass's look at one queue: what ended is written, what is due is claimed.
+
+Runs in the dispatcher's pass, in its transaction; the dispatcher commits.
+"""
+
+import logging
+
+from zodbjobs import clock
+from zodbjobs.model.handout import Round
+from zodbjobs.runtime.retire import Retirement
+
+log = logging.getLogger('zodbjobs.events')
+
+
+class Look:
+    """One pass's look at one queue: what ended, a `Round`, and what came of it."""
+
+    def __init__(self, dispatcher, queue, reports):
+        self.dispatcher = dispatcher
+        self.queue = queue
+        self.record = queue.dispatchers.get(dispatcher.UUID)
+        self.reports = [report for report in reports if report.assignment.queue == queue.name]
+        self.retirement = Retirement(queue, clock.micros())
+        self.wake_at = None
+        self.is_worth_a_commit = False
+
+    @property
+    def released(self):
+        """Whether jobs that waited for others may start now."""
+        return self.retirement.released
+
+    def make(self):
+        """Claim for every agent that has room; returns the Assignments."""
+        if self.record is None or self.record.activated is None:
+            return []
+        self.dispatcher.fit_pools(self.queue.name, self.queue, self.record)
+        if self.retirement.presses(self.reports):
+            self.is_worth_a_commit = True
+            self.retire()
+        queue, now = self.queue, clock.micros()
+        look = Round(queue, now, self._rank(), self._complain)
+        look.expire()
+        found = []
+        if queue.is_paused(now):
+            paused = queue.settings.paused
+            self.wake_at = None if paused is True else paused
+        else:
+            found = self._pick(look)
+        self.is_worth_a_commit |= look.touched | bool(queue.intake.prune(now))
+        # What is due already and has no room is looked at again when a worker is done.
+        ahead = (queue.ready.next_due(), queue.ready.next_deadline())
+        self.wake_at = earliest(
+            self.wake_at, *(moment for moment in ahead if moment is not None and moment > now)
+        )
+        database = queue._p_jar.db().database_name
+        return [assignment._replace(database=database) for assignment in found]
+
+    def retire(self):
+        """Write what ended; once."""
+        reports, self.reports = self.reports, []
+        self.retirement.write(self.record, reports)
+
+    def _pick(self, look):
+        agents = [
+            (agent, *self.dispatcher.rooms(agent, self.queue.name))
+            for agent in self.record.values()
+        ]
+        agents = [item for item in agents if item[1] or item[2]]
+        if not agents:
+            return []
+        look.sort()
+        found = []
+        for agent, room, ahead in agents:
+            found += look.pick(agent, room, ahead)
+        look.file_rest()
+        return found
+
+    def _rank(self):
+        active = sorted(str(r.UUID) for r in self.record.parent.values() if r.activated)
+        mine = str(self.dispatcher.UUID)
+        return active.index(mine) if mine in active else 0
+
+    def _complain(self, what, error):
+        log.error('queue %r: %s', self.queue.name, what, exc_info=error)
+
+
+def earliest(*moments):
+    """The smallest of these moments that is not None, or None."""
+    return min((moment for moment in moments if moment is not None), default=None)
