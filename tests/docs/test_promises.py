@@ -1,0 +1,80 @@
+"""What the pages promise in words, where an example would be long-winded.
+
+Each test names the page in its docstring.
+"""
+
+import pytest
+import transaction
+
+from zodbjobs import Job, local, parallel, testing
+
+
+@pytest.fixture
+def layer():
+    layer = testing.setUp()
+    yield layer
+    testing.tearDown()
+
+
+def double(value):
+    return 2 * value
+
+
+def add(*values):
+    return sum(values)
+
+
+def return_a_new_job():
+    return Job(double, 21)
+
+
+def return_a_new_plan():
+    return parallel(Job(double, 1), Job(double, 2), postprocess=add_results)
+
+
+def add_results(*jobs):
+    return sum(job.result for job in jobs)
+
+
+def return_a_job_for_others_to_put():
+    total = Job(add, 1)
+    local.getQueue().put(Job(double, 10)).addCallback(Job(append_and_put, total))
+    return total
+
+
+def append_and_put(total, result):
+    total.args.append(result)
+    local.getQueue().put(total)
+
+
+def run(layer, call):
+    job = layer.queue.put(call)
+    transaction.commit()
+    layer.reactor.wait_for(job)
+    return job
+
+
+def test_a_returned_job_that_nobody_else_knows_is_put(layer):
+    """tutorial.rst: nobody else could."""
+    assert run(layer, return_a_new_job).result == 42
+    assert run(layer, return_a_new_plan).result == 6
+
+
+def test_a_returned_job_that_others_know_is_theirs_to_put(layer):
+    """tutorial.rst: it may not be complete yet."""
+    assert run(layer, return_a_job_for_others_to_put).result == 21
+
+
+def test_a_stopped_dispatcher_has_no_threads(layer):
+    """configuration.rst: after deactivate() the database can be closed."""
+    run(layer, Job(double, 1))
+    threads = layer.dispatcher.queues['']['main'].threads
+    assert threads
+    layer.dispatcher.deactivate()
+    assert not [thread for thread in threads if thread.is_alive()]
+
+
+def test_a_test_may_stop_its_reactor(layer):
+    """testing.rst: what is stopped already need not be taken down."""
+    layer.reactor.stop()
+    assert layer.dispatcher.activated is False
