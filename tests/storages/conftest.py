@@ -48,7 +48,7 @@ def own_lock_folder(tmp_path, monkeypatch):
     monkeypatch.setenv('ZODBJOBS_LOCK_DIR', str(tmp_path / 'locks'))
 
 
-@pytest.fixture(autouse=True)
+@pytest.fixture
 def no_thread_stays():
     """Whatever a test opens ends with it; the server of PostgreSQL is no thread."""
     before = set(threading.enumerate())

@@ -15,6 +15,8 @@ from ZODB.tests.hexstorage import HexStorage
 
 from zodbjobs.runtime import storages, wakeup
 
+pytestmark = pytest.mark.usefixtures('no_thread_stays')
+
 #: Nothing here takes as long; a ring that does not come is a failure, not a wait.
 PATIENCE_SECONDS = 10
 
@@ -390,7 +392,7 @@ def test_threads_that_notify_at_once_share_the_work(postgres, hear):
     leave.set()
     first.join()
     assert sent == [first, first]
-    rings.expect(3)
+    assert rings.wait_for(2)  # two that come together may ring once
     wakeup.hang_up(other)
 
 

@@ -249,13 +249,15 @@ def _reason(exc, scheme, rest):
         return _locked(exc, scheme, rest)
     if trouble.is_disconnected(exc):
         said = str(exc).strip().splitlines()
-        return f'no server answers there ({said[0] if said else type(exc).__name__})'
+        return f'no connection to the server: {said[0] if said else type(exc).__name__}'
     if isinstance(exc, ImportError):
         return _missing(exc, scheme)
     if isinstance(exc, OSError):
-        return f'{exc.strerror or exc}: {exc.filename}' if exc.filename else str(exc)
+        return f'{exc.strerror or exc}{f": {exc.filename}" if exc.filename else ""}'
     if isinstance(exc, (POSError, ZConfig.ConfigurationError)):
-        return f'{exc or type(exc).__name__}'
+        keeps = scheme == 'postgres' and 'history-preserving database' in str(exc)
+        advice = ' Or add keep_history=true to the address.' if keeps else ''
+        return f'{exc or type(exc).__name__}{advice}'
     return None
 
 

@@ -115,17 +115,20 @@ class ZEOServer:
             return
         # The server's own close() may end its loop before it has come to close
         # the connections, and then nobody tells the clients.
-        self._server.acceptor.event_loop.call_soon_threadsafe(self._hang_up)
+        gone = threading.Event()
+        self._server.acceptor.event_loop.call_soon_threadsafe(self._hang_up, gone)
+        gone.wait(5)
         self._server.close()
         self._thread.join()
         self._server = self._thread = None
 
-    def _hang_up(self):
+    def _hang_up(self, gone):
         """Called in the server's loop: nobody comes in any more, everybody goes."""
         self._server.acceptor.server.close()
         for clients in list(self._server.zeo_storages_by_storage_id.values()):
             for client in list(clients):
                 client.connection.close()
+        gone.set()
 
 
 @contextlib.contextmanager
