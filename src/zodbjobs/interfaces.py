@@ -491,8 +491,11 @@ class IDispatcherAgents(IEnumerableMapping):
     def activate(host=None, pid=None):
         """Say that the dispatcher serves the queue.  ValueError if it does already."""
 
-    def deactivate():
-        """Say that it stopped; its jobs go back.  ValueError if it is not active."""
+    def deactivate(begun=()):
+        """Say that it stopped; its jobs go back.  ValueError if it is not active.
+
+        `begun`: oids (int) of the jobs that were still running.
+        """
 
     def reactivate():
         """Say that it serves on after it was wrongly held for dead."""

@@ -240,6 +240,9 @@ def install_signal_handlers(dispatcher):
         former = signal.getsignal(number)
 
         def stopped(signum, frame, former=former):
+            if dispatcher.activated is None:  # the second signal: hurry
+                dispatcher.hurry()
+                return
             stop(dispatcher)
             restore_signal_handlers(dispatcher)
             if callable(former):

@@ -555,8 +555,13 @@ class Job(JobRecord):
         self._hold_reason = reason
         self.queue.held[self.oid] = self
 
-    def handed_back(self):
-        """Its worker stopped before it began, or gave it back: it waits at its old place."""
+    def handed_back(self, begun=False):
+        """Its worker gave it back: it waits at its old place.
+
+        `begun`: it had begun, so its policy is asked whether it may do so again.
+        """
+        if begun:
+            self._interrupted = True
         self._status = status.PENDING
         self._waits = self._result = None
         self.queue.file(self)

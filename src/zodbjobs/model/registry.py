@@ -61,6 +61,15 @@ class _Mapping(Persistent):
         return zip(self.keys(), self.values(), strict=True)
 
 
+class Beat(Persistent):
+    """A sign of life, in a record of its own: it is written while jobs are held."""
+
+    count = 0
+
+    def again(self):
+        self.count += 1
+
+
 @implementer(IDispatcherAgents)
 class DispatcherAgents(_Mapping):
     """See IDispatcherAgents."""
@@ -74,6 +83,7 @@ class DispatcherAgents(_Mapping):
         super().__init__()
         self.UUID = uuid
         self.parent = parent
+        self.beat = Beat()
 
     @property
     def queue(self):
@@ -87,12 +97,12 @@ class DispatcherAgents(_Mapping):
         self.host, self.pid = host, pid
         notify(DispatcherActivated(self))
 
-    def deactivate(self):
+    def deactivate(self, begun=()):
         if self.activated is None:
             raise ValueError(f'{self!r} is not activated')
         self.activated = None
         for agent in self.values():
-            hand_back(agent)
+            hand_back(agent, begun=begun)
         notify(DispatcherDeactivated(self))
 
     def reactivate(self):
@@ -175,19 +185,19 @@ class Dispatchers(_Mapping):
         return None
 
 
-def hand_back(agent, interrupted=False, keep=()):
+def hand_back(agent, interrupted=False, begun=()):
     """Give the jobs that an agent runs back to their queue.
 
     A job that has its result but not told it yet goes to another worker; one
     that has finished is listed in the history; others wait at their old place.
     `interrupted`: their worker is known to have ended, and they are counted as
-    interrupted.  Jobs whose oid is in `keep` stay.  Returns how many went back.
+    interrupted.  Jobs whose oid is in `begun` were still running when their
+    worker was told to stop: that is not counted, but their retry policy is asked
+    whether they may begin again.  Returns how many went back.
     """
     count = 0
     queue = agent.queue
     for oid, token, job, *_ in agent.entries():
-        if oid in keep:
-            continue
         agent.retired(oid, token)
         if job._token != token:
             continue
@@ -201,6 +211,6 @@ def hand_back(agent, interrupted=False, keep=()):
             job.was_interrupted()
             count += 1
         else:
-            job.handed_back()
+            job.handed_back(begun=oid in begun)
             count += 1
     return count

@@ -29,6 +29,7 @@ from zodbjobs import clock
 from zodbjobs.interfaces import IUUID, KEY, IDispatcher, JobClaimed
 from zodbjobs.runtime import attempt, trouble, wakeup, witness
 from zodbjobs.runtime.annotations import Notebook, Surroundings
+from zodbjobs.runtime.liveness import LOOK_SECONDS, Liveness
 from zodbjobs.runtime.look import Look, earliest
 from zodbjobs.runtime.pool import AgentThreadPool, LoopThread, await_value
 from zodbjobs.runtime.retire import Retirement
@@ -111,6 +112,7 @@ class Dispatcher:
         self.notebook = Notebook(self)
         self.loop_thread = LoopThread()
         self._witness, self.UUID = self._identity(uuid)
+        self._liveness = Liveness(self._witness)
         if self.UUID in _dispatchers:
             raise ValueError(f'this process has a dispatcher {self.UUID} already')
         _dispatchers[self.UUID] = self
@@ -163,6 +165,8 @@ class Dispatcher:
             watch(self)
         self._trigger = self.reactor.addSystemEventTrigger('before', 'shutdown', self.shut_down)
         self.reactor.callWhenRunning(self._pass_soon)
+        if self._liveness.needs_looks:
+            self.reactor.callWhenRunning(self._look_at_siblings)
 
     # rings and timers
 
@@ -204,6 +208,15 @@ class Dispatcher:
             self.reactor.callFromThread(self._set_timer, wake_at)
         else:
             self._set_timer(wake_at)
+
+    def _look_at_siblings(self):
+        """Once a second: bury the dead soon, and show in time that we live."""
+        if not self.activated:
+            return
+        if self._liveness.somebody_died() or (self._flight and self._liveness.must_show()):
+            self._slow_due = 0.0
+            self._pass_soon()
+        self.reactor.callLater(LOOK_SECONDS, self._look_at_siblings)
 
     def _set_timer(self, wake_at):
         """Look again at `wake_at` (microseconds, or None), and not later than a poll."""
@@ -264,16 +277,30 @@ class Dispatcher:
         if self._barred:
             log.error('another process has dispatcher %s: this one claims nothing', self.UUID)
             return
-        changed = False
+        changed = shown = False
         for queue in queues.values():
             changed |= self._register(queue)
             changed |= self._bury_dead(queue)
+            shows = self._show_life(queue)
+            changed |= shows
+            shown |= shows
             retirement = Retirement(queue, clock.micros())
             for agent in queue.dispatchers[self.UUID].values():
                 changed |= retirement.sweep(agent, self._parent_ended)
         if changed:
             self._manager.commit()
+        if shown:
+            self._liveness.showed()
         self._served = set(queues)
+        self._liveness.remember(queues, self.UUID)
+
+    def _show_life(self, queue):
+        """Write a sign of life, where others need one and we hold jobs."""
+        holds = any(a.queue == queue.name for a in list(self._flight.values()))
+        if not holds or not self._liveness.must_show():
+            return False
+        queue.dispatchers[self.UUID].beat.again()
+        return True
 
     def _parent_ended(self, job):
         """A job that waited for another one, which it had returned, has its result."""
@@ -305,8 +332,11 @@ class Dispatcher:
         for record in queue.dispatchers.values():
             if record.UUID == self.UUID or record.activated is None:
                 continue
-            if self._witness.sees_alive(record.UUID, record.host) is False:
-                log.error('queue %r: dispatcher %s is dead', queue.name, record.UUID)
+            if self._liveness.is_dead(record):
+                log.error(
+                    'queue %r: dispatcher %s is dead; its jobs go to others',
+                    queue.name, record.UUID,
+                )  # fmt: skip
                 record.died()
                 changed = True
         return changed
@@ -327,6 +357,8 @@ class Dispatcher:
                     look.retire()
                 self._manager.commit()
                 reports = []
+                if found:
+                    self._liveness.showed()
             else:
                 self._manager.abort()
         finally:
@@ -522,6 +554,12 @@ class Dispatcher:
         self._begin_stop()
         self._drain()
 
+    def hurry(self):
+        """Wait no longer for running jobs, while stopping."""
+        self.grace = 0
+        with self._landed:
+            self._landed.notify_all()
+
     def shut_down(self):
         """Stop beside a running reactor; returns a Deferred that fires when it is done."""
         done = Deferred()
@@ -556,7 +594,7 @@ class Dispatcher:
     def _drain(self):
         """Wait for what runs, hand back the rest, and be off."""
         with self._landed:
-            self._landed.wait_for(lambda: not self._flight, self.grace)
+            self._landed.wait_for(lambda: not (self._flight and self.grace), self.grace)
         with self._pass_lock:
             self._hand_back_all()
             for pools in self.queues.values():
@@ -616,7 +654,8 @@ class Dispatcher:
             retirement.write(record, [r for r in reports if r.assignment.queue == name])
             for agent in record.values():
                 retirement.sweep(agent)
-            record.deactivate()
+            begun = {int.from_bytes(a.oid, 'big') for a in list(self._flight.values())}
+            record.deactivate(begun)
 
     # look
 

@@ -397,6 +397,16 @@ class Witness:
         self.place = place_of(self._folder) if self._folder else socket.gethostname()
 
     @property
+    def exclusive(self):
+        """Whether no other process can have the storage open."""
+        return self._exclusive
+
+    @property
+    def needs_lease(self):
+        """Whether processes on other hosts can see this one alive only by what it writes."""
+        return not self._exclusive and self._advisory is None
+
+    @property
     def proves(self):
         """Whether there is anything by which others can see that this dispatcher died."""
         return self._exclusive or self._record is not None or self._advisory is not None
