@@ -66,7 +66,6 @@ class Notebook:
         self._written = {}  # address -> when its progress was written (monotonic seconds)
         self._latest = {}  # address -> progress not written yet
         self._waiting = set()  # events of readers that wait
-        self.waiting_count = 0  # readers that wait for time to pass
 
     def is_quiet(self):
         return not self._open
@@ -163,20 +162,25 @@ class Notebook:
             manager.abort()
             connection.close()
 
+    @property
+    def waiting_count(self):
+        """How many readers wait for time to pass, and are not about to look again."""
+        with self._guard:
+            return sum(not event.is_set() for event in self._waiting)
+
     def _wait(self, seconds):
         """Wait for time to pass on the reactor's clock, or for a commit that rings."""
         event = threading.Event()
         reactor = self._dispatcher.reactor
+        # In this order: a reader that counts as waiting has asked to be woken.
+        reactor.callFromThread(reactor.callLater, seconds, event.set)
         with self._guard:
             self._waiting.add(event)
-            self.waiting_count += 1
         try:
-            reactor.callFromThread(reactor.callLater, seconds, event.set)
             event.wait()
         finally:
             with self._guard:
                 self._waiting.discard(event)
-                self.waiting_count -= 1
 
     def look_again(self):
         """Something was committed: readers that wait look again."""

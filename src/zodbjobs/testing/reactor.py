@@ -388,10 +388,13 @@ class Reactor(task.Clock):
         print('TIME OUT')
 
     def _are_on_the_books(self, jobs):
-        """Whether a watched dispatcher still takes one of the jobs for running."""
+        """Whether a watched dispatcher takes one of the jobs for running, or writes notes of jobs."""
         ids = {(int.from_bytes(job._p_oid, 'big'), job._p_jar.db().database_name) for job in jobs}
         books = (getattr(thing, 'getActiveJobIds', tuple) for thing in self._watched)
-        return any(ids.intersection(active()) for active in books)
+        if any(ids.intersection(active()) for active in books):
+            return True
+        notebooks = [thing.notebook for thing in self._watched if hasattr(thing, 'notebook')]
+        return not all(notebook.is_quiet() for notebook in notebooks)
 
     # Steps.
 
