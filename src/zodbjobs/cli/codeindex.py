@@ -17,6 +17,7 @@ import itertools
 import keyword
 import os
 import re
+import threading
 import tokenize
 import warnings
 from typing import NamedTuple
@@ -55,6 +56,13 @@ warnings.filterwarnings('ignore', r'"?invalid .*(escape|literal)|"\\', SyntaxWar
 warnings.filterwarnings('ignore', r'"?invalid .*(escape|literal)|"\\', DeprecationWarning)
 
 
+#: CPython before 3.11.8 and 3.12.2 has one counter of depth for all threads that parse, so now and
+#: then one gets "SystemError: AST constructor recursion depth mismatch".  Hence a lock, and because
+#: others parse too (a traceback does, to point at the fault), so many tries.
+PARSE_TRIES = 5
+_parsing = threading.Lock()
+
+
 class Stamp(NamedTuple):
     """How a file looked from outside: when this changes, it is read again."""
 
@@ -79,6 +87,9 @@ class Source(NamedTuple):
     lines: int
     symbols: tuple  # of (kind, qualified name, line)
     words: str  # sorted, one space between: a third of a pickled list
+
+    def __repr__(self):  # for logs; all of it would be some pages
+        return f'<Source {self.path}, {self.lines} lines, {len(self.symbols)} symbols>'
 
 
 class Hit(NamedTuple):
@@ -135,7 +146,7 @@ def parse(folder, path, stamp=None):
     with open(full, 'rb') as file:
         data = file.read()
     text = _decoded(data)
-    symbols = tuple(tuple(symbol) for symbol in symbols_of(ast.parse(text, path)))
+    symbols = tuple(tuple(symbol) for symbol in symbols_of(_tree(text, path)))
     words = words_of(text) | _pieces(path.removesuffix('.py').replace('/', ' '))
     return Source(
         path=path,
@@ -150,6 +161,16 @@ def parse(folder, path, stamp=None):
 def _decoded(data):
     encoding, _ = tokenize.detect_encoding(io.BytesIO(data).readline)
     return io.TextIOWrapper(io.BytesIO(data), encoding).read()
+
+
+def _tree(text, path):
+    for number in range(PARSE_TRIES):
+        try:
+            with _parsing:
+                return ast.parse(text, path)
+        except SystemError:
+            if number == PARSE_TRIES - 1:
+                raise
 
 
 def symbols_of(tree):

@@ -2,7 +2,7 @@
 
 The first part of this module is what an application would write: four
 functions that run as jobs, and one that puts them.  A job of its own reads
-each file, fifty side by side make a batch; what a batch has read goes into the
+each file, a hundred side by side make a batch; what a batch has read goes into the
 index in one piece, and never two batches at the same moment; when all batches
 are done, their figures become a report.  The jobs, their results and the index
 are in one database, so nothing is lost or done twice wherever the program is
@@ -17,6 +17,7 @@ import contextlib
 import itertools
 import logging
 import os
+import textwrap
 
 import transaction
 from BTrees.OOBTree import OOBTree
@@ -28,6 +29,7 @@ from zodbjobs.cli.output import (
     CommandError,
     bytes_text,
     describe,
+    logging_to,
     percentile,
     positive,
     print_json,
@@ -39,7 +41,7 @@ from zodbjobs.cli.staff import pause, staffed
 from zodbjobs.interfaces import COMPLETED, KEY, NEW
 from zodbjobs.runtime.address import open_database
 
-BATCH = 50  # files that enter the index in one transaction
+BATCH = 100  # files that enter the index in one transaction; half as many take 1.4 times the room
 ONE_AT_A_TIME = 'demo index'  # the quota under which they do
 FIRST = 1  # the priority of what others wait for
 
@@ -115,7 +117,7 @@ def figures(reads):
         'broken': [(read.args[1], reason(read)) for read in reads if read.outcome != 'success'],
         'ends': [clock.micros_of(read.active_end) for read in reads] + overhead,
         'waits': [(read.active_start - read.begin_after).total_seconds() for read in reads],
-        'retried': sum(read.attempts - 1 for read in reads),
+        'retried': sum(read.attempts - 1 + read.interruptions for read in reads),
         'conflicts': sum(read.conflicts for read in reads),
         'lost': [],
     }
@@ -146,6 +148,7 @@ PROBES = 20  # jobs put one by one when all is done, to time how a job starts
 PROBE_PAUSE_SECONDS = 0.005  # between two looks whether it is done
 PROBE_SECONDS = 5  # none takes so long; then there is no figure
 LISTED = 5  # broken files that the report names; --json names all
+WHY_LENGTH = 70  # characters
 
 
 def add_arguments(parser):
@@ -168,7 +171,7 @@ def add_arguments(parser):
     add = parser.add_argument
     add('words', nargs='*', metavar='PATH', help=f'the folder to index (default: {LIBRARY})')
     add('--db', metavar='FILE', default=DATABASE, help='the database (default: %(default)s)')
-    add('--threads', type=positive, metavar='N', default=4, help='per process (default: 4)')
+    add('--threads', type=positive, metavar='N', default=2, help='per process (default: 2)')
     add('--workers', type=positive, metavar='N', help='use N processes on a ZEO server')
     add('--fresh', action='store_true', help='begin with a new database')
     add('--limit', type=positive, metavar='N', help='index N files only; search: N answers')
@@ -186,12 +189,13 @@ def main(args):
     if not os.path.isdir(folder):
         raise CommandError(f'there is no folder {folder}', WRONGLY_ASKED)
     make_database(args.db, folder, args.fresh)
-    with staffed(args.db, args.threads, args.workers, cache_size=CACHE_SIZE) as staff:
-        desk = Desk(staff.db, folder)
-        try:
-            report = work(desk, staff, args)
-        finally:
-            desk.close()
+    with contextlib.ExitStack() as stack:
+        stack.enter_context(logging_to(os.path.join(os.path.dirname(args.db), 'demo.log')))
+        staff = stack.enter_context(
+            staffed(args.db, args.threads, args.workers, CACHE_SIZE, update.__module__)
+        )
+        desk = stack.enter_context(contextlib.closing(Desk(staff.db, folder)))
+        report = work(desk, staff, args)
     report['database'] = {'file': args.db, 'bytes': os.path.getsize(args.db)}
     print_json(report) if args.json else print_report(report)
     return 1 if report['lost'] else 0
@@ -199,16 +203,20 @@ def main(args):
 
 def work(desk, staff, args):
     """Do what the last run has left, then what has changed since; returns the report."""
-    started, reports = clock.micros(), []
-    if desk.is_unfinished():
-        say(f'going on where the last run stopped, at file {desk.done() + 1} of {desk.size()}')
-        reports.append(watch(desk, staff, args.plain))
-    if desk.put(args.limit):
-        reports.append(watch(desk, staff, args.plain))
-    elif not reports:
+    started, figures = clock.micros(), []
+    try:
+        if desk.is_unfinished():
+            say(f'going on where the last run stopped: {desk.done()} of {desk.size()} files')
+            figures.append(watch(desk, staff, args.plain))
+        if desk.put(args.limit):
+            figures.append(watch(desk, staff, args.plain))
+    except KeyboardInterrupt:
+        say('stopping: what is being read is finished, the rest waits in the database')
+        raise
+    if not figures:
         say('nothing has changed')
     seconds = (clock.micros() - started) / clock.SECOND
-    return desk.report(total(reports), started, seconds)
+    return desk.report(total(figures), started, seconds)
 
 
 def watch(desk, staff, plain):
@@ -442,6 +450,6 @@ def print_broken(broken):
     if broken:
         print(f'not readable  {len(broken)} files:')
     for path, why in broken[:LISTED]:
-        print(f'  {path}: {why}')
+        print(f'  {path}: {textwrap.shorten(why, WHY_LENGTH)}')
     if len(broken) > LISTED:
         print(f'  ... and {len(broken) - LISTED} more (--json lists all)')

@@ -5,7 +5,9 @@ to stderr.  Nothing here knows of jobs or databases, and `rich` is imported
 only for a bar on a terminal.
 """
 
+import contextlib
 import json
+import logging
 import sys
 import textwrap
 
@@ -14,6 +16,9 @@ from zodbjobs import clock
 #: A piped log gets a line each so many seconds; a terminal has a bar.
 LINE_SECONDS = 3.0
 
+
+#: A line of a log.
+LOG_FORMAT = '%(asctime)s %(levelname)s %(message)s'
 
 #: Exit codes.
 FAILED, WRONGLY_ASKED, INTERRUPTED = 1, 2, 130
@@ -47,6 +52,23 @@ def positive(text):
 def say(text):
     """Tell what happens, on stderr."""
     print(text, file=sys.stderr, flush=True)
+
+
+@contextlib.contextmanager
+def logging_to(path):
+    """What is logged in the block goes to the file at `path`, anew, and not to the screen."""
+    handler = logging.FileHandler(path, mode='w', delay=True)
+    handler.setFormatter(logging.Formatter(LOG_FORMAT))
+    root, ours = logging.getLogger(), logging.getLogger('zodbjobs')
+    former = ours.level
+    root.addHandler(handler)
+    ours.setLevel(logging.INFO)
+    try:
+        yield
+    finally:
+        ours.setLevel(former)
+        root.removeHandler(handler)
+        handler.close()
 
 
 def print_json(data):

@@ -22,7 +22,7 @@ import uuid
 import transaction
 
 from zodbjobs import Agent, Queue, Queues, configure
-from zodbjobs.cli.output import WRONGLY_ASKED, CommandError, describe, positive
+from zodbjobs.cli.output import LOG_FORMAT, WRONGLY_ASKED, CommandError, describe, positive
 from zodbjobs.interfaces import KEY
 from zodbjobs.runtime.address import open_database
 
@@ -30,7 +30,6 @@ log = logging.getLogger('zodbjobs.run')
 
 AGENT = 'main'  # its name in each queue
 INSTALL_TRIES = 10
-FORMAT = '%(asctime)s %(levelname)s %(message)s'
 
 
 def add_arguments(parser):
@@ -69,7 +68,7 @@ def seconds(text):
 
 def main(args):
     """See `zodbjobs.cli.main`."""
-    logging.basicConfig(stream=sys.stderr, format=FORMAT)
+    logging.basicConfig(stream=sys.stderr, format=LOG_FORMAT)
     logging.getLogger('zodbjobs').setLevel(logging.INFO)
     for path in args.path or ():
         make_importable(path)
@@ -85,7 +84,9 @@ def main(args):
         transactions = transaction.TransactionManager()
         with contextlib.closing(db.open(transactions)) as connection:
             # Other workers may start at the same moment and make the same things.
-            transactions.run(lambda: install(connection.root(), dispatcher.UUID, args), INSTALL_TRIES)
+            transactions.run(
+                lambda: install(connection.root(), dispatcher.UUID, args), INSTALL_TRIES
+            )
         serve(dispatcher, reactor)
     return 0
 
@@ -98,7 +99,9 @@ def make_importable(path):
     try:
         importlib.import_module(path)
     except ImportError as error:
-        raise CommandError(f'--path {path}: no folder, and no module: {error}', WRONGLY_ASKED) from None
+        raise CommandError(
+            f'--path {path}: no folder, and no module: {error}', WRONGLY_ASKED
+        ) from None
 
 
 def install(root, name, args):

@@ -21,6 +21,7 @@ from zodbjobs.runtime.address import open_database
 
 GRACE_SECONDS = 20  # for the jobs that run when it stops; files are read in less than a second
 SERVER_SECONDS = 20  # until the server has its socket; it took 1 to 2
+JOIN_SECONDS = 3  # for a thread without a job to close its connection
 MARGIN_SECONDS = 10  # what a process may take for its end beside the grace period
 
 
@@ -29,17 +30,18 @@ def pause(seconds):
     threading.Event().wait(seconds)
 
 
-def staffed(path, threads, workers=None, **db_options):
+def staffed(path, threads, workers, cache_size, module):
     """A context manager: its `Staff` works on the jobs in the file at `path`.
 
     `threads` is how many jobs each process runs at a time; `workers` how many
-    processes there are, None: this one.  `db_options` go to ZODB.DB.
+    processes there are, None: this one.  `cache_size` counts the objects that
+    each connection keeps; `module` is the name of the one that holds the jobs.
     SIGINT and SIGTERM raise KeyboardInterrupt in the block.
     Raises AddressError or CommandError if it does not get going.
     """
     if workers is None:
-        return _threads(path, threads, db_options)
-    return _processes(path, threads, workers, db_options)
+        return _threads(path, threads, cache_size)
+    return _processes(path, threads, workers, cache_size, module)
 
 
 class Staff:
@@ -60,8 +62,8 @@ class Staff:
 
 
 @contextlib.contextmanager
-def _threads(path, threads, db_options):
-    with contextlib.closing(open_database(f'file:{path}', **db_options)) as db:
+def _threads(path, threads, cache_size):
+    with contextlib.closing(open_database(f'file:{path}', cache_size=cache_size)) as db:
         _resize_agents(db, threads)
         dispatcher = configure.start(db, agent_size=threads, grace=GRACE_SECONDS)
         subscribers.restore_signal_handlers(dispatcher)  # ours tell the user first
@@ -70,6 +72,15 @@ def _threads(path, threads, db_options):
                 yield Staff(db)
         finally:
             subscribers.stop(dispatcher)
+            join_workers(dispatcher)
+
+
+def join_workers(dispatcher):
+    """Wait until the threads of a stopped dispatcher have closed their connections."""
+    for pools in dispatcher.queues.values():
+        for pool in pools.values():
+            for thread in pool.threads:
+                thread.join(JOIN_SECONDS)
 
 
 def _resize_agents(db, threads):
@@ -81,30 +92,25 @@ def _resize_agents(db, threads):
 
 
 @contextlib.contextmanager
-def _processes(path, threads, workers, db_options):
-    logs = os.path.dirname(os.path.abspath(path))
+def _processes(path, threads, workers, cache_size, module):
+    folder = os.path.dirname(os.path.abspath(path))
     with contextlib.ExitStack() as stack:
         stack.enter_context(_interruptible())
         # Not beside the database: the path of a socket may have a hundred characters only.
         place = stack.enter_context(tempfile.TemporaryDirectory(prefix='zodbjobs-'))
         socket = os.path.join(place, 'zeo')
-        server = Child('ZEO server', os.path.join(logs, 'zeo.log'))
+        server = Child('ZEO server', os.path.join(folder, 'zeo.log'))
         stack.callback(server.stop, MARGIN_SECONDS)
         server.start('-m', 'ZEO.runzeo', '-f', path, '-a', socket)
         server.wait_for(socket)
-        address = f'zeo://{socket}'
-        running = [
-            Child(f'worker {n}', os.path.join(logs, f'worker-{n}.log')) for n in range(1, workers + 1)
-        ]
+        address = f'zeo://{socket}?connection_cache_size={cache_size}'
+        logs = [os.path.join(folder, f'worker-{n}.log') for n in range(1, workers + 1)]
+        running = [Child(f'worker {n}', log) for n, log in enumerate(logs, 1)]
         stack.callback(stop_all, running, GRACE_SECONDS + MARGIN_SECONDS)
-        cache = db_options.get('cache_size')
-        query = '' if cache is None else f'?connection_cache_size={cache}'
         for child in running:
-            child.start(
-                *('-m', 'zodbjobs', 'run', address + query),
-                *('--threads', str(threads), '--grace', str(GRACE_SECONDS)),
-            )
-        db = stack.enter_context(contextlib.closing(open_database(address, **db_options)))
+            options = ('--threads', str(threads), '--grace', str(GRACE_SECONDS))
+            child.start('-m', 'zodbjobs', 'run', address, '--path', module, *options)
+        db = stack.enter_context(contextlib.closing(open_database(address)))
         configure.base()
         yield Staff(db, server, running)
 

@@ -57,7 +57,9 @@ def test_every_command_has_help_with_examples(name):
     assert f'examples:\n  zodbjobs {name}' in answer.stdout
 
 
-@pytest.mark.parametrize('words', [['--help'], ['--version'], ['demo', '--help'], ['run', '--help']])
+@pytest.mark.parametrize(
+    'words', [['--help'], ['--version'], ['demo', '--help'], ['run', '--help']]
+)
 def test_help_imports_no_reactor(words):
     code = (
         'import sys\n'
