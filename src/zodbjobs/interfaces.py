@@ -9,6 +9,7 @@ Errors, as a tree::
     +-- AbortedError            a job was interrupted and may not run again
     |   `-- CancelledError      ... because somebody cancelled it
     +-- TimeoutError            begin_by passed before the job began
+    +-- TimeLimitExceeded       the job ran longer than its time_limit allows
     +-- DependencyError         a job this one depends on did not succeed
     +-- BadStatusError          the call does not fit the job's state
     +-- DuplicateJobError       an unfinished job has this id (a ValueError)
@@ -74,6 +75,7 @@ __all__ = [
     'ObjectAdded',
     'QueueClosed',
     'ReassignedError',
+    'TimeLimitExceeded',
     'TimeoutError',
     'ZodbJobsError',
 ]
@@ -99,6 +101,10 @@ class CancelledError(AbortedError):
 
 class TimeoutError(ZodbJobsError):
     """The job did not begin before its begin_by had passed."""
+
+
+class TimeLimitExceeded(ZodbJobsError):
+    """The job ran longer than its time_limit allows; its thread was given up."""
 
 
 class DependencyError(ZodbJobsError):
@@ -291,6 +297,13 @@ class IJob(Interface):
     interruptions = Attribute('how many attempts ended with their worker')
     conflicts = Attribute('how often the body was run again inside one attempt')
     progress = Attribute('None, or what local.progress() reported last')
+    time_limit = Attribute(
+        'None, or (soft, hard) timedeltas: when the running job is asked to stop, and when its'
+        ' thread is given up; settable as a pair or as the soft one, in seconds or timedeltas'
+    )
+    stop_requested = Attribute(
+        'for the running job: whether it shall come to an end (time limit, cancel, shutdown)'
+    )
     hold_reason = Attribute('the text given to hold(), or None')
     assignerUUID = Attribute('the IUUID utility of the process that put it, or None')
     failure_log_level = Attribute('logging level for a failure; None is ERROR')
@@ -403,6 +416,7 @@ class IQueue(Interface):
         after=(),
         lease=None,
         result_ttl=None,
+        time_limit=None,
     ):
         """Put a job, in the caller's transaction, and return it.
 
@@ -417,6 +431,8 @@ class IQueue(Interface):
         DuplicateJobError, 'keep' (the waiting job is returned) or 'replace'.
         `depends_on` jobs must succeed first, `after` jobs must have finished.
         `result_ttl` is seconds or a timedelta that the finished job is kept.
+        `time_limit` is seconds or a timedelta after which the running job is
+        asked to stop, or a pair: the second is when its thread is given up.
 
         Raises ValueError or TypeError for what could not be run or stored
         later, with what to do instead, and QueueClosed; the transaction stays

@@ -11,16 +11,20 @@ import threading
 _current = threading.local()
 
 
-def enter(job, surroundings):
+#: What `getattr` gives for a thread that runs no job: job, surroundings, stop.
+_NOWHERE = (None, None, None)
+
+
+def enter(job, surroundings, stop=None):
     """Say that this thread runs `job` for `surroundings`; returns what was said before.
 
     `surroundings` has ``dispatcher``, ``agent_name`` and the methods
     ``write_annotation(job, name, value)`` and
-    ``read_annotation(job, name, default, timeout, poll)``.  None for a job
-    leaves.
+    ``read_annotation(job, name, default, timeout, poll)``.  `stop()` says
+    whether the job shall come to an end.
     """
-    former = getattr(_current, 'place', (None, None))
-    _current.place = (job, surroundings)
+    former = getattr(_current, 'place', _NOWHERE)
+    _current.place = (job, surroundings, stop)
     return former
 
 
@@ -30,12 +34,18 @@ def leave(former):
 
 
 def _surroundings():
-    return getattr(_current, 'place', (None, None))[1]
+    return getattr(_current, 'place', _NOWHERE)[1]
 
 
 def getJob():
     """The job that this thread runs (in a callback: the callback), or None."""
-    return getattr(_current, 'place', (None, None))[0]
+    return getattr(_current, 'place', _NOWHERE)[0]
+
+
+def is_asked_to_stop(job):
+    """Whether `job` runs in this thread and shall come to an end soon."""
+    current, _, stop = getattr(_current, 'place', _NOWHERE)
+    return current is job and stop is not None and stop()
 
 
 def getQueue():
@@ -93,7 +103,7 @@ def progress(done, total=None, message=None):
 
 
 def _place(job):
-    current, surroundings = getattr(_current, 'place', (None, None))
+    current, surroundings, _ = getattr(_current, 'place', _NOWHERE)
     if surroundings is None:
         raise ValueError('not initialized: only a running job has live annotations')
     return (current if job is None else job), surroundings

@@ -25,6 +25,7 @@ from zodbjobs.interfaces import (
     CancelledError,
     DependencyError,
     IJob,
+    TimeLimitExceeded,
     TimeoutError,
 )
 from zodbjobs.model import retry
@@ -222,6 +223,21 @@ class Job(JobRecord):
     @failure_log_level.setter
     def failure_log_level(self, level):
         self._failure_log_level = level
+
+    @property
+    def time_limit(self):
+        if self._time_limit is None:
+            return None
+        return tuple(datetime.timedelta(microseconds=limit) for limit in self._time_limit)
+
+    @time_limit.setter
+    def time_limit(self, limit):
+        self._must_be('change the time limit of', status.NEW, status.PENDING)
+        self._time_limit = checked_limit(limit)
+
+    @property
+    def stop_requested(self):
+        return local.is_asked_to_stop(self)
 
     @property
     def retry_policy_factory(self):
@@ -474,7 +490,7 @@ class Job(JobRecord):
     def begun(self, now, agent_oid):
         """An attempt begins at `now` for the agent of that oid."""
         self._attempts += 1
-        self._interrupted = False
+        self._interrupted = self._overran = False
         self._active_start = now
         self._active_end = None
         self._agent_oid = agent_oid
@@ -570,7 +586,24 @@ class Job(JobRecord):
         """Its worker ended before it did; the policy is asked when it is claimed again."""
         self._interruptions += 1
         self._interrupted = True
+        self._count_lost_attempt()
         self.handed_back()
+
+    def _count_lost_attempt(self):
+        """Count an attempt that could not be recorded by its own worker."""
+        if self._waits is None:
+            self._attempts += 1
+
+    def overran(self):
+        """Its thread was given up; its policy is asked when it is claimed again."""
+        self._overran = True
+        self._count_lost_attempt()
+        self.handed_back()
+
+    def overrun_error(self):
+        """The error for a job that ran too long."""
+        hard = self.time_limit[1] if self._time_limit else 'it may'
+        return TimeLimitExceeded(f'{self!r} ran longer than {hard}; its thread was given up')
 
     def rescheduled(self, due):
         """It shall run again at `due` (microseconds); 0: now, at its old place."""
@@ -727,6 +760,24 @@ def checked_span(span, name):
     if span < 0:
         raise ValueError(f'{name} may not be negative')
     return span
+
+
+#: Seconds between asking a job to stop and giving up its thread, unless said otherwise.
+KILL_AFTER_SECONDS = 10
+
+
+def checked_limit(limit):
+    """(soft, hard) microseconds of a time limit; None stays None."""
+    if limit is None:
+        return None
+    if not isinstance(limit, (tuple, list)):
+        soft = checked_span(limit, 'time_limit')
+        limit = (soft, soft + KILL_AFTER_SECONDS * clock.SECOND)
+    else:
+        limit = tuple(checked_span(each, 'time_limit') for each in limit)
+    if len(limit) != 2 or not 0 < limit[0] <= limit[1]:
+        raise ValueError('time_limit is seconds, or (soft, hard) with 0 < soft <= hard')
+    return limit
 
 
 def custom_repr(thing):

@@ -37,7 +37,14 @@ from zodbjobs.interfaces import (
 from zodbjobs.model.handout import URGENT, Round
 from zodbjobs.model.ids import UniqueIds
 from zodbjobs.model.intake import DEPENDS, Entry, Intake
-from zodbjobs.model.job import Job, as_job, checked_channel, checked_priority, checked_span
+from zodbjobs.model.job import (
+    Job,
+    as_job,
+    checked_channel,
+    checked_limit,
+    checked_priority,
+    checked_span,
+)
 from zodbjobs.model.notes import Notes
 from zodbjobs.model.quota import Quotas
 from zodbjobs.model.ready import TIE_BITS, Ready
@@ -111,6 +118,7 @@ class Queue(Persistent):
         after=(),
         lease=None,
         result_ttl=None,
+        time_limit=None,
     ):
         jar = self._jar()
         if self.settings.closed:
@@ -132,6 +140,7 @@ class Queue(Persistent):
             '_after': _checked_jobs(after, 'after') or None,
             '_lease': checked_span(lease, 'lease'),
             '_result_ttl': checked_span(result_ttl, 'result_ttl'),
+            '_time_limit': checked_limit(time_limit),
             '_quota_names': self.quotas.check(
                 job._quota_names if quota_names is None else quota_names
             )
@@ -304,7 +313,22 @@ class Queue(Persistent):
             self.ids.discard(job._id, job)
         oid = job.oid
         job.taken_out()
-        self.release(oid)
+        self._call_back(oid)
+
+    def _call_back(self, oid):
+        """The job of that oid will not finish: file those that waited for it.
+
+        In the lanes, where dispatchers of all clients see that something has changed.
+        """
+        if oid not in self.waiters:
+            return
+        for token, job in self.waiters.pop(oid).values():
+            ready = job.queue.ready
+            ready.waiting.change(-1)
+            if job._token == token:
+                job.queue.file(job)
+            else:
+                ready.dropped.change(-1)
 
     def clear(self):
         count = 0

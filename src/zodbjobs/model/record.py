@@ -56,6 +56,8 @@ STATE = {
     '_annotations': 36,
     '_assigner': 37,
     '_lease': 38,
+    '_time_limit': 39,
+    '_overran': 40,
 }
 
 NAMES = {number: name for name, number in STATE.items()}
@@ -105,6 +107,8 @@ class JobRecord(Persistent):
     _annotations = None
     _assigner = None
     _lease = None
+    _time_limit = None
+    _overran = False
 
     def __getstate__(self):
         self._p_activate()

@@ -168,6 +168,16 @@ class Notebook:
         with self._guard:
             return sum(not event.is_set() for event in self._waiting)
 
+    def is_cancelled(self, assignment):
+        """Whether a running job was cancelled, as it is now in the database."""
+        manager = transaction.TransactionManager()
+        connection = self._dispatcher.db.open(manager)
+        try:
+            return _job_at(connection, (assignment.oid, assignment.database))._cancelled
+        finally:
+            manager.abort()
+            connection.close()
+
     def _wait(self, seconds):
         """Wait for time to pass on the reactor's clock, or for a commit that rings."""
         event = threading.Event()
@@ -191,4 +201,5 @@ class Notebook:
 
 def _job_at(connection, address):
     oid, database = address
-    return connection.get_connection(database).get(oid)
+    home = connection.get_connection(database) if database else connection
+    return home.get(oid)

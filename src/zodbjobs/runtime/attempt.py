@@ -59,6 +59,7 @@ STALE = 'stale'  # the entry was out of date before the attempt began
 REASSIGNED = 'reassigned'  # the job went to another worker meanwhile
 WAITING = 'waiting'  # it returned a job, and waits for that without a thread
 DEFERRED = 'deferred'  # it returned something that fires later: slot kept, no thread
+OVERRAN = 'overran'  # it ran longer than its time limit; its thread was given up
 LOST = 'lost'  # the worker met an error of its own
 ABANDONED = 'abandoned'  # the worker had to stop before the outcome could be recorded
 
@@ -189,12 +190,15 @@ class Attempt:
         error = job.due_error(clock.micros())
         if error is None and job._interrupted:
             error = self._after_interruption(job)
+        if error is None and job._overran:
+            error = self._after_overrun(job)
         self.worker.statistics.started(
             self.assignment.job_id, repr(job), threading.get_ident(), job._due
         )
         if error is not None:
             self.record(Failure(error), begin=False)
             return TELL
+        self.worker.limit(self.assignment, job._time_limit)
         return RUN
 
     def _after_interruption(self, job):
@@ -210,6 +214,21 @@ class Attempt:
             )
         self.reschedule(_due_of(advice))
         return None
+
+    def _after_overrun(self, job):
+        """None to go on, or the error with which a job ends that ran too long."""
+        error = job.overrun_error()
+        advice = self._advice(job, 'jobError', Failure(error), self.data_cache)
+        if advice is True:
+            return None
+        if advice is False:
+            return error
+        self.reschedule(_due_of(advice))
+        return None
+
+    def _shall_stop(self):
+        """Whether the job that runs here is asked to come to an end."""
+        return self.worker.shall_stop(self.assignment)
 
     def perform(self, work, begin=True):
         """Run `work` (called with the job) and settle; again as the policy advises."""
@@ -235,7 +254,7 @@ class Attempt:
     def _try(self, work, begin):
         job = self._current(begin)
         notify(JobStarted(job))
-        former = local.enter(job, self.worker.surroundings)
+        former = local.enter(job, self.worker.surroundings, self._shall_stop)
         hook = _Hook(job)
         try:
             hook.set_up()

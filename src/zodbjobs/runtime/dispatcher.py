@@ -132,7 +132,8 @@ class Dispatcher:
         self._slow_due = 0.0  # monotonic seconds
         self._trigger = None
         self._served = set()  # names of the queues where this dispatcher is activated
-        self._deferred = set()  # ids of the jobs that wait for a Deferred
+        self._deferred = set()  # ids of the jobs that wait for a Deferred (not: for a coroutine)
+        self.overrun_count = 0  # threads given up because their jobs ran too long
         self._barred = False  # another process has this UUID
         self.started = None
 
@@ -478,6 +479,8 @@ class Dispatcher:
     def reported(self, report):
         """An attempt ended.  Called in a worker's thread."""
         assignment = report.assignment
+        if self._flight.get(assignment.job_id) is not assignment:
+            return  # its thread had been given up; whatever it did was fenced off
         if report.kind == attempt.DEFERRED:
             self.statistics.waits(assignment.job_id)
             with self._guard:
@@ -490,6 +493,11 @@ class Dispatcher:
             self.statistics.reassigned(assignment.job_id)
         elif report.kind != attempt.FINISHED:
             self.statistics.rescheduled(assignment.job_id)
+        self._land(report)
+
+    def _land(self, report):
+        """The job takes no slot any more; what became of it waits to be written."""
+        assignment = report.assignment
         pool = self.queues.get(assignment.queue, {}).get(assignment.agent)
         with self._guard:
             self._flight.pop(assignment.job_id, None)
@@ -500,6 +508,17 @@ class Dispatcher:
             # under the same guard: `is_quiet` must not see the job gone and no ring due
             if pool is None or self._wants_more(pool):
                 self._ring()
+
+    def overran(self, assignment):
+        """A job used up its time limit, and its thread was given up."""
+        log.error('job %s ran too long: its thread is given up', assignment.job_id)
+        self.overrun_count += 1
+        self.statistics.rescheduled(assignment.job_id)
+        self._land(attempt.Report(assignment, attempt.OVERRAN))
+
+    def call_later(self, seconds, call, *args):
+        """Have the reactor call something later.  From any thread."""
+        self.reactor.callFromThread(self.reactor.callLater, seconds, call, *args)
 
     def _wants_more(self, pool):
         """Whether a pass should be made now that a thread of `pool` is free.
@@ -540,6 +559,11 @@ class Dispatcher:
         if self._trouble is not None:
             self._trouble = None
             log.info('dispatcher %s goes on', self.UUID)
+
+    @property
+    def awaits_deferred(self):
+        """Whether a job waits for a Deferred: for the reactor's time, or for anything else."""
+        return bool(self._deferred)
 
     def is_quiet(self):
         """Whether no job runs here, save those that wait for time to pass, and no ring is due."""

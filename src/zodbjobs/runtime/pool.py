@@ -25,6 +25,9 @@ log = logging.getLogger('zodbjobs.events')
 
 _END = object()
 
+#: Seconds between two looks whether the running job was cancelled, for a job that asks.
+CANCEL_LOOK_SECONDS = 1
+
 #: Seconds between tries to open a connection while the storage is away.
 OPEN_PAUSE_SECONDS = 1
 
@@ -38,8 +41,14 @@ class Worker:
         self.surroundings = pool.surroundings
         self.agent_oid = pool.agent_oid
         self.statistics = pool.dispatcher.statistics
+        self.thread = threading.current_thread()
         self.transaction_manager = transaction.manager
         self._connection = None
+        self.assignment = None  # what it works on
+        self.abandoned = False  # the job ran too long, and another thread took its place
+        self._soft_at = None  # monotonic seconds: when the job shall come to an end
+        self._looked_at = 0.0  # when it was last looked whether the job was cancelled
+        self._is_cancelled = False
 
     def connection_of(self, database):
         """This thread's connection to the database of that name."""
@@ -50,13 +59,34 @@ class Worker:
 
     def do(self, assignment, resume=None):
         """Make an attempt, or resume one with the value that `resume` holds."""
+        self.assignment = assignment
+        self._soft_at, self._is_cancelled = None, False
         if resume is None:
             started = clock.monotonic()
             report = Attempt(self, assignment).make()
             self.pool.measured(clock.monotonic() - started)
         else:
             report = Attempt(self, assignment).resume_with(resume[0])
+        self.assignment = None
         self.dispatcher.reported(report)
+
+    def limit(self, assignment, limits):
+        """The job begins; `limits` are (soft, hard) microseconds or None."""
+        self._looked_at = clock.monotonic()
+        if limits is not None:
+            soft, hard = (limit / clock.SECOND for limit in limits)
+            self._soft_at = clock.monotonic() + soft
+            self.dispatcher.call_later(hard, self.pool.give_up, self, assignment)
+
+    def shall_stop(self, assignment):
+        """Whether the running job shall end: its time is up, it was cancelled, or we stop."""
+        now = clock.monotonic()
+        if self.dispatcher.activated is None or (self._soft_at or now + 1) <= now:
+            return True
+        if now - self._looked_at >= CANCEL_LOOK_SECONDS:
+            self._looked_at = now
+            self._is_cancelled = self.dispatcher.notebook.is_cancelled(assignment)
+        return self._is_cancelled
 
     def pause(self, seconds):
         """Wait in real time, for a storage that is away; False once the pool is stopping."""
@@ -156,6 +186,16 @@ class AgentThreadPool:
         mean = self.mean_seconds
         self.mean_seconds = seconds if mean is None else 0.8 * mean + 0.2 * seconds
 
+    def give_up(self, worker, assignment):
+        """The job of `worker` has used up its time: go on without that thread."""
+        with self._guard:
+            if worker.assignment is not assignment or worker.abandoned:
+                return
+            worker.abandoned = True
+            self._busy -= 1
+            self.threads = [t for t in self.threads if t is not worker.thread]
+        self.dispatcher.overran(assignment)
+
     def stop(self):
         """Let every thread end after what it is doing."""
         self.stopping.set()
@@ -180,7 +220,7 @@ class AgentThreadPool:
     def _work(self):
         worker = Worker(self)
         try:
-            while (item := self._inbox.get()) is not _END:
+            while not worker.abandoned and (item := self._inbox.get()) is not _END:
                 try:
                     worker.do(*item)
                 except BaseException:  # noqa: BLE001 - an attempt never raises; a thread never dies
@@ -188,7 +228,8 @@ class AgentThreadPool:
                     self.dispatcher.lost(item[0])
                 finally:
                     with self._guard:
-                        self._busy -= 1
+                        if not worker.abandoned:
+                            self._busy -= 1
         finally:
             worker.close()
 

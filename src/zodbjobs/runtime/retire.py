@@ -62,6 +62,11 @@ class Retirement:
             agent.waiting[oid] = job
         elif report.kind == attempt.STALE:
             self.queue.ready.dropped.change(-1)
+        elif report.kind == attempt.OVERRAN and job._token == assignment.token:
+            if job.is_unfinished():
+                job.overran()
+            else:
+                self.queue.conclude(agent, job)
         elif report.kind == attempt.LOST and job._token == assignment.token:
             job.was_interrupted()
         return True

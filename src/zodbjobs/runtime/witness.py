@@ -293,6 +293,15 @@ class AdvisoryLock:
     def release(self):
         """Give the lock back and close the connection."""
         with self._guard:
+            if self._connection is None:
+                return
+            try:
+                # The server ends a session some time after its client has gone;
+                # who comes next wants the lock at once.
+                with self._connection.cursor() as cursor:
+                    cursor.execute('SELECT pg_advisory_unlock(%s)', (_key(self.uuid),))
+            except self._errors as exc:
+                log.info('dispatcher %s gave its lock back by going away: %s', self.uuid, exc)
             self._disconnect()
 
     def is_held(self, uuid):
