@@ -78,3 +78,14 @@ def test_a_test_may_stop_its_reactor(layer):
     """testing.rst: what is stopped already need not be taken down."""
     layer.reactor.stop()
     assert layer.dispatcher.activated is False
+
+
+def test_a_queue_lists_what_is_sorted_and_what_is_not(layer):
+    """jobs.rst: in the order in which it would be taken, wherever it lies."""
+    layer.agent.channels = ['nobody']
+    first = [layer.queue.put(Job(add, number)) for number in range(20)]  # so many are sorted
+    transaction.commit()
+    layer.reactor.time_flies(1)
+    last = layer.queue.put(add)
+    urgent = layer.queue.put(add, priority=1)
+    assert list(layer.queue) == [urgent, *first, last]

@@ -139,11 +139,11 @@ class Ready(Persistent):
             yield token, slot, group, job
 
     def walk(self):
-        """Yield (token, job) of the due jobs in claim order."""
+        """Yield (priority, token, job) of the due jobs in claim order."""
         for run in self.runs():
             streams = [self.stream(group) for group in run]
-            for token, _, _, job in merged(streams):
-                yield token, job
+            for token, _, group, job in merged(streams):
+                yield group[PRIORITY], token, job
 
     def take(self, group, slot):
         """Remove one due job."""
