@@ -226,3 +226,15 @@ def _refuse_homeless(obj, jar, what):
             f' databases {sorted(databases)} it shall live: add it to its place and commit, or'
             f' connection.add(obj), before the job is put'
         )
+
+
+def custom_repr(thing):
+    """A short repr that loads nothing: class and oid for what is stored."""
+    if isinstance(thing, Persistent):
+        cls = type(thing)
+        oid = thing._p_oid
+        name = f'{cls.__module__}.{cls.__qualname__}'
+        return f'{name} (oid {int.from_bytes(oid, "big")})' if oid else name
+    if callable(thing) and hasattr(thing, '__qualname__'):
+        return f'{thing.__module__}.{thing.__qualname__}'
+    return repr(thing)

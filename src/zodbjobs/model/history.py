@@ -43,16 +43,16 @@ class History(Persistent):
     keep_count = KEEP_COUNT
 
     def __init__(self):
-        self.done = Finished()  # {finished << 6: job}
+        self.done = Finished()  # {finished << 6: (token, job)}
         self.failed = Finished()
         self.expiring = LOBTree()  # {forget << 6: (finished key, failed)}; for own result_ttl
 
-    def add(self, job, now, failed, ttl=None):
-        """List `job`, finished at `now` (microseconds); `ttl` is in microseconds."""
+    def add(self, token, job, now, failed, ttl=None):
+        """List `job`, finished under `token` at `now` (microseconds); `ttl` is in microseconds."""
         if ttl is not None and ttl <= 0:
             return
         tree = self.failed if failed else self.done
-        key = tree.add(now << TIE_BITS, job)
+        key = tree.add(now << TIE_BITS, (token, job))
         if ttl is not None:
             forget = (now + ttl) << TIE_BITS
             while forget in self.expiring:
@@ -65,15 +65,15 @@ class History(Persistent):
         for tree, keep in ((self.done, self.keep_seconds), (self.failed, self.keep_failed_seconds)):
             until = (now - round(keep * clock.SECOND)) << TIE_BITS
             while tree and len(gone) < limit and tree.minKey() <= until:
-                gone.append(tree.pop(tree.minKey()))
+                gone.append(tree.pop(tree.minKey())[1])
         while self.expiring and len(gone) < limit:
             forget = self.expiring.minKey()
             if forget >> TIE_BITS > now:
                 break
             key, failed = self.expiring.pop(forget)
-            job = (self.failed if failed else self.done).pop(key, None)
-            if job is not None:
-                gone.append(job)
+            entry = (self.failed if failed else self.done).pop(key, None)
+            if entry is not None:
+                gone.append(entry[1])
         return gone
 
     def is_due(self, now):
@@ -91,13 +91,27 @@ class History(Persistent):
         count = 0
         while any(heads) and count != limit:
             i = max((0, 1), key=lambda n: heads[n][0] if heads[n] else -1)
-            yield heads[i][1]
+            yield heads[i][1][1]
             heads[i] = next(walks[i], None)
             count += 1
 
     def newest_failed(self, limit=None):
         """Yield the failed jobs, newest first, at most `limit`."""
-        return (job for _, job in itertools.islice(_backwards(self.failed), limit))
+        return (job for _, (_, job) in itertools.islice(_backwards(self.failed), limit))
+
+    def undone(self, before=None, limit=SWEEP_LIMIT):
+        """Look at `limit` entries from the key `before` down (None: from the newest).
+
+        Returns ([job whose completion was undone], the key to go on before, or
+        None at the end).  Such a job stands in its record as it did when it was
+        claimed, under the token that it finished with.
+        """
+        found, key = [], None
+        entries = itertools.islice(_backwards(self.done, before), limit)
+        for key, (token, job) in entries:  # noqa: B007 - the last key is where to go on
+            if job._token == token and job.is_unfinished():
+                found.append(job)
+        return found, key
 
     def __iter__(self):
         return self.newest()
@@ -107,9 +121,9 @@ def _older(tree, moment):
     return bool(tree) and tree.minKey() >> TIE_BITS <= moment
 
 
-def _backwards(tree):
-    """Yield (key, value) from the largest key down, a leaf's worth at a time."""
-    top = None
+def _backwards(tree, before=None):
+    """Yield (key, value) from the largest key below `before` down."""
+    top = None if before is None else before - 1
     while tree:
         try:
             last = tree.maxKey() if top is None else tree.maxKey(top)

@@ -16,7 +16,6 @@ import functools
 import uuid
 
 from BTrees.OOBTree import OOBTree
-from persistent import Persistent
 from zope.interface import implementer
 
 from zodbjobs import clock, local, status
@@ -32,6 +31,7 @@ from zodbjobs.model import retry
 from zodbjobs.model.call import (
     call_name,
     check_storable,
+    custom_repr,
     refuse_broken,
     resolved,
     stored_form,
@@ -39,8 +39,7 @@ from zodbjobs.model.call import (
 from zodbjobs.model.failure import Failure, is_failure
 from zodbjobs.model.notes import Annotations
 from zodbjobs.model.record import JobRecord
-
-MAX_PRIORITY = 2**32 - 1
+from zodbjobs.model.wishes import checked_channel, checked_limit, checked_priority, checked_span
 
 #: What an ACTIVE job without a thread waits for.
 WAITS_FOR_JOB = 'job'
@@ -543,8 +542,9 @@ class Job(JobRecord):
     def finished(self):
         """All callbacks are done.  Jobs that wait for this one are told.
 
-        A waiting job that has callbacks of its own is filed, so that a worker
-        runs them; others finish here, in the same transaction.
+        One that has callbacks of its own goes on in a worker; others finish
+        here, in the same transaction.  Both are filed, as nobody has a thread
+        for them: a dispatcher shall list them, and let go who depends on them.
         """
         done = [self]
         while done:
@@ -555,10 +555,16 @@ class Job(JobRecord):
             for outer in job._outers:
                 outer.inner_finished(job)
                 if outer._status == status.CALLBACKS:
-                    if outer.untold() is not None and outer.queue is not None:
-                        outer.queue.file_urgently(outer)
-                    else:
-                        done.append(outer)
+                    done += outer._goes_on()
+
+    def _goes_on(self):
+        """It has the result of a job that it returned; [self] if that finishes it."""
+        queue = self.queue
+        ends = self.untold() is None or queue is None
+        # A callback is listed with the job that it follows.
+        if self._queue_oid is not None or not ends:
+            queue.file_urgently(self)
+        return [self] if ends else []
 
     def chosen(self):
         """An agent's chooser claimed it, and the agent lists it now."""
@@ -736,57 +742,3 @@ def as_job(call):
         return call
     adapted = IJob(call, None)
     return Job(call) if adapted is None else adapted
-
-
-def checked_priority(priority):
-    if isinstance(priority, bool) or not isinstance(priority, int):
-        raise TypeError(f'priority is a whole number, not {priority!r}')
-    if not 0 <= priority <= MAX_PRIORITY:
-        raise ValueError(f'priority is 0 to {MAX_PRIORITY} (smaller first), not {priority}')
-    return priority
-
-
-def checked_channel(channel):
-    if channel is not None and not isinstance(channel, str):
-        raise TypeError(f'channel is a text or None, not {channel!r}')
-    return channel or None
-
-
-def checked_span(span, name):
-    """Microseconds of a timedelta or seconds that must not be negative; None stays None."""
-    if span is None:
-        return None
-    span = clock.micros_in(span)
-    if span < 0:
-        raise ValueError(f'{name} may not be negative')
-    return span
-
-
-#: Seconds between asking a job to stop and giving up its thread, unless said otherwise.
-KILL_AFTER_SECONDS = 10
-
-
-def checked_limit(limit):
-    """(soft, hard) microseconds of a time limit; None stays None."""
-    if limit is None:
-        return None
-    if not isinstance(limit, (tuple, list)):
-        soft = checked_span(limit, 'time_limit')
-        limit = (soft, soft + KILL_AFTER_SECONDS * clock.SECOND)
-    else:
-        limit = tuple(checked_span(each, 'time_limit') for each in limit)
-    if len(limit) != 2 or not 0 < limit[0] <= limit[1]:
-        raise ValueError('time_limit is seconds, or (soft, hard) with 0 < soft <= hard')
-    return limit
-
-
-def custom_repr(thing):
-    """A short repr that loads nothing: class and oid for what is stored."""
-    if isinstance(thing, Persistent):
-        cls = type(thing)
-        oid = thing._p_oid
-        name = f'{cls.__module__}.{cls.__qualname__}'
-        return f'{name} (oid {int.from_bytes(oid, "big")})' if oid else name
-    if callable(thing) and hasattr(thing, '__qualname__'):
-        return f'{thing.__module__}.{thing.__qualname__}'
-    return repr(thing)

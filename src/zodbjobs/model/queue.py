@@ -31,24 +31,26 @@ from zodbjobs.interfaces import (
     IQueues,
     JobAdded,
     JobFiled,
-    MultipleDelayError,
     QueueClosed,
 )
 from zodbjobs.model.handout import URGENT, Round
 from zodbjobs.model.ids import UniqueIds
 from zodbjobs.model.intake import DEPENDS, Entry, Intake
-from zodbjobs.model.job import (
-    Job,
-    as_job,
-    checked_channel,
-    checked_limit,
-    checked_priority,
-    checked_span,
-)
+from zodbjobs.model.job import Job, as_job
 from zodbjobs.model.notes import Notes
 from zodbjobs.model.quota import Quotas
 from zodbjobs.model.ready import TIE_BITS, Ready
 from zodbjobs.model.registry import Dispatchers
+from zodbjobs.model.wishes import (
+    check_factory,
+    checked_channel,
+    checked_due,
+    checked_id,
+    checked_limit,
+    checked_priority,
+    checked_retries,
+    checked_span,
+)
 
 ORDERS = ('due', 'put')
 CONFLICTS = ('raise', 'keep', 'replace')
@@ -128,14 +130,14 @@ class Queue(Persistent):
         if job._status != status.NEW:
             raise BadStatusError(f'{job!r} is {job.status}: a job is put once; put a new one')
         wishes = {
-            '_due': _checked_due(begin_after, delay, now),
+            '_due': checked_due(begin_after, delay, now),
             '_begin_by': checked_span(begin_by, 'begin_by'),
             '_priority': None if priority is None else checked_priority(priority),
             '_channel': checked_channel(channel),
-            '_retries': _checked_retries(retries, retry_policy_factory),
+            '_retries': checked_retries(retries, retry_policy_factory),
             '_failure_log_level': failure_log_level,
             '_retry_policy_factory': retry_policy_factory,
-            '_id': _checked_id(id),
+            '_id': checked_id(id),
             '_depends_on': _checked_jobs(depends_on, 'depends_on') or None,
             '_after': _checked_jobs(after, 'after') or None,
             '_lease': checked_span(lease, 'lease'),
@@ -148,7 +150,7 @@ class Queue(Persistent):
         }
         job.check_args(jar)
         if retry_policy_factory is not None:
-            _check_factory(retry_policy_factory)
+            check_factory(retry_policy_factory)
         if job._p_jar is not None and job._p_jar is not jar:
             raise ValueError(f'{job!r} belongs to another connection than the queue')
         if id is not None:
@@ -446,7 +448,7 @@ class Queue(Persistent):
             self.file_urgently(job)
             return
         agent.history.add(
-            job, clock.micros(), job.outcome not in (None, 'success'), job._result_ttl
+            job._token, job, clock.micros(), job.outcome not in (None, 'success'), job._result_ttl
         )
         self.release(job.oid)
         if job._id is not None:
@@ -525,39 +527,6 @@ class Queues(Persistent, MutableMapping):
 
     def __repr__(self):
         return f'<Queues {list(self._items)}>'
-
-
-def _checked_due(begin_after, delay, now):
-    if delay is None:
-        return None if begin_after is None else clock.micros_of(begin_after)
-    if begin_after is not None:
-        raise MultipleDelayError(
-            f'begin_after={begin_after!r} and delay={delay!r} both say when to begin: give one'
-        )
-    return now + checked_span(delay, 'delay')
-
-
-def _checked_retries(retries, factory):
-    if retries is None:
-        return None
-    if isinstance(retries, bool) or not isinstance(retries, int) or retries < 0:
-        raise ValueError(f'retries is a whole number from 0 on, not {retries!r}')
-    if factory is not None:
-        raise ValueError('retries and retry_policy_factory were both given: give one')
-    return retries
-
-
-def _check_factory(factory):
-    if not isinstance(factory, str) and not callable(factory):
-        raise TypeError(
-            f'retry_policy_factory is the name of an adapter or a callable, not {factory!r}'
-        )
-
-
-def _checked_id(id):
-    if id is not None and (not isinstance(id, str) or not id):
-        raise TypeError(f'id is a text that is not empty, not {id!r}')
-    return id
 
 
 def _checked_jobs(jobs, name):

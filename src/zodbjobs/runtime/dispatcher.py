@@ -133,6 +133,7 @@ class Dispatcher:
         self._trigger = None
         self._served = set()  # names of the queues where this dispatcher is activated
         self._deferred = set()  # ids of the jobs that wait for a Deferred (not: for a coroutine)
+        self._checked = {}  # oid of an agent: the key down to which its history was checked
         self.overrun_count = 0  # threads given up because their jobs ran too long
         self._barred = False  # another process has this UUID
         self.started = None
@@ -286,8 +287,8 @@ class Dispatcher:
             changed |= shows
             shown |= shows
             retirement = Retirement(queue, clock.micros())
-            for agent in queue.dispatchers[self.UUID].values():
-                changed |= retirement.sweep(agent, self._parent_ended)
+            for record in queue.dispatchers.values():
+                changed |= self._sweep(record, retirement)
         if changed:
             self._manager.commit()
         if shown:
@@ -302,6 +303,21 @@ class Dispatcher:
             return False
         queue.dispatchers[self.UUID].beat.again()
         return True
+
+    def _sweep(self, record, retirement):
+        """Bring the lists of our agents up to date, and those that nobody has left behind."""
+        ours = record.UUID == self.UUID
+        if not ours and record.activated is not None:
+            return False
+        ended = self._parent_ended if ours else None
+        changed = False
+        for agent in record.values():
+            changed |= retirement.sweep(agent, ended)
+            held, self._checked[agent._p_oid] = retirement.hold_undone(
+                agent, self._checked.get(agent._p_oid)
+            )
+            changed |= held
+        return changed
 
     def _parent_ended(self, job):
         """A job that waited for another one, which it had returned, has its result."""
@@ -483,8 +499,9 @@ class Dispatcher:
             return  # its thread had been given up; whatever it did was fenced off
         if report.kind == attempt.DEFERRED:
             self.statistics.waits(assignment.job_id)
-            with self._guard:
-                self._deferred.add(assignment.job_id)
+            if isinstance(report.deferred, Deferred):
+                with self._guard:
+                    self._deferred.add(assignment.job_id)
             self.await_value(report.deferred, lambda value: self._fired(assignment, value))
             return
         if report.kind == attempt.WAITING:

@@ -56,7 +56,7 @@ class Retirement:
             return False
         job = entry[1]
         if report.kind == attempt.FINISHED:
-            agent.history.add(job, self.now, report.failed, report.result_ttl)
+            agent.history.add(assignment.token, job, self.now, report.failed, report.result_ttl)
             self._let_go(oid, job, report.job_id)
         elif report.kind == attempt.WAITING:
             agent.waiting[oid] = job
@@ -78,21 +78,30 @@ class Retirement:
             self.queue.release(oid)
             self.released = True
 
-    def sweep(self, agent, ended=None):
-        """Retire parents that are done, and forget what was kept long enough.
+    def hold_undone(self, agent, before=None):
+        """Hold finished jobs that an undo made unfinished: they must not run again unseen.
 
-        `ended` is called with each of those parents.  True if anything was changed.
+        Looks at the newest of the agent's history and, from the key `before`,
+        at older ones; returns (whether anything was changed, where to go on).
+        """
+        newest, _ = agent.history.undone()
+        older, key = agent.history.undone(before)
+        for job in {*newest, *older}:
+            job.set_aside('a transaction that ran this job was undone: resume or cancel it')
+        return bool(newest or older), key
+
+    def sweep(self, agent, ended=None):
+        """Take parents that are done off the list, and forget what was kept long enough.
+
+        The parents themselves are retired like other jobs (see `Job.finished`).
+        `ended` is called with each of them.  True if anything was changed.
         """
         changed = False
         for oid, job in entries_of(agent.waiting)[:SWEEP_LIMIT]:
             if job._status == status.COMPLETED or job._status == status.NEW:
                 del agent.waiting[oid]
-                if job._status == status.COMPLETED:
-                    failed = job.outcome not in (None, 'success')
-                    agent.history.add(job, self.now, failed, job._result_ttl)
-                    self._let_go(oid, job, job._id)
-                    if ended is not None:
-                        ended(job)
+                if job._status == status.COMPLETED and ended is not None:
+                    ended(job)
                 changed = True
         if agent.history.is_due(self.now):
             for job in agent.history.sweep(self.now):
