@@ -102,6 +102,7 @@ def start(
     agent_size=3,
     twisted=False,
     grace=30,
+    deployment=None,
 ):
     """Serve a database from this process, and return the dispatcher.
 
@@ -111,6 +112,7 @@ def start(
     of its own, where SIGTERM and SIGINT drain it if the main thread starts it;
     with `twisted` it runs on the global reactor, which the caller must run.
     `grace` is how many seconds running jobs may take to end at a stop.
+    `deployment` is the name of the deployment that this process belongs to.
 
     Raises what opening the database raises.
     """
@@ -129,7 +131,9 @@ def start(
     subscribers.at_activation(db, agent)
     uuid = None if os.environ.get(UUID_VARIABLE) is None else process_uuid()
     if twisted:
-        installer = subscribers.TwistedDispatcherInstaller(poll_interval, uuid, grace)
+        installer = subscribers.TwistedDispatcherInstaller(poll_interval, uuid, grace, deployment)
     else:
-        installer = subscribers.ThreadedDispatcherInstaller(poll_interval, uuid=uuid, grace=grace)
+        installer = subscribers.ThreadedDispatcherInstaller(
+            poll_interval, uuid=uuid, grace=grace, deployment=deployment
+        )
     return installer(opened)

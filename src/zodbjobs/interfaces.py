@@ -483,6 +483,7 @@ class IQueues(IEnumerableMapping):
     """The queues of a database by name, at root[KEY]."""
 
     identity = Attribute('a text that is unique to this mapping, and to its copies')
+    deployment = Attribute('the name of the deployment that may serve them, or None for any')
 
 
 class IDispatchers(IEnumerableMapping):

@@ -135,16 +135,24 @@ def at_activation(db, installer):
 
 
 class _DispatcherInstaller:
-    def __init__(self, poll_interval=5, uuid=None, grace=30):
+    def __init__(self, poll_interval=5, uuid=None, grace=30, deployment=None):
         self.poll_interval = poll_interval
         self.uuid = uuid
         self.grace = grace
+        self.deployment = deployment
 
     def _make(self, db, reactor):
         # Here and not above: it brings Twisted, which a process that only puts can spare
         from zodbjobs.runtime.dispatcher import Dispatcher
 
-        return Dispatcher(db, reactor, self.poll_interval, self.uuid, grace=self.grace)
+        return Dispatcher(
+            db,
+            reactor,
+            self.poll_interval,
+            self.uuid,
+            grace=self.grace,
+            deployment=self.deployment,
+        )
 
 
 class ThreadedDispatcherInstaller(_DispatcherInstaller):
@@ -155,8 +163,16 @@ class ThreadedDispatcherInstaller(_DispatcherInstaller):
     With `signals`, and in the main thread, SIGTERM and SIGINT stop it first.
     """
 
-    def __init__(self, poll_interval=5, reactor_factory=None, uuid=None, grace=30, signals=True):
-        super().__init__(poll_interval, uuid, grace)
+    def __init__(
+        self,
+        poll_interval=5,
+        reactor_factory=None,
+        uuid=None,
+        grace=30,
+        signals=True,
+        deployment=None,
+    ):
+        super().__init__(poll_interval, uuid, grace, deployment)
         self.reactor_factory = reactor_factory or private_reactor
         self.signals = signals
 

@@ -18,7 +18,9 @@ from zodbjobs.cli.output import INTERRUPTED, WRONGLY_ASKED, CommandError, say
 
 #: command -> (its module, what it is for, in a line)
 COMMANDS = {
+    'adopt': ('zodbjobs.cli.adopt', 'let a database, such as a copy, belong to a deployment'),
     'demo': ('zodbjobs.cli.demo', 'index a folder of Python sources, as a show of it all'),
+    'health': ('zodbjobs.cli.health', 'one line and an exit code, for probes'),
     'run': ('zodbjobs.cli.run', 'a worker process for a database, until it is told to stop'),
 }
 

@@ -23,13 +23,14 @@ import transaction
 
 from zodbjobs import Agent, Queue, Queues, configure
 from zodbjobs.cli.output import LOG_FORMAT, WRONGLY_ASKED, CommandError, describe, positive
+from zodbjobs.cli.staff import close_database
 from zodbjobs.interfaces import KEY
 from zodbjobs.runtime.address import open_database
 
 log = logging.getLogger('zodbjobs.run')
 
 AGENT = 'main'  # its name in each queue
-INSTALL_TRIES = 10
+TRIES = 10  # to make what is missing
 
 
 def add_arguments(parser):
@@ -55,6 +56,7 @@ def add_arguments(parser):
     add('--poll-interval', type=seconds, metavar='S', default=5, help='default: 5 seconds')
     add('--path', action='append', metavar='P', help='a folder or a module to import jobs from')
     add('--grace', type=seconds, metavar='S', default=30, help='time to end (default: 30 seconds)')
+    add('--deployment', metavar='NAME', help='serve a database of this deployment only')
     add('--name', type=uuid.UUID, metavar='UUID', help='who it is (default: found by itself)')
 
 
@@ -73,21 +75,24 @@ def main(args):
     for path in args.path or ():
         make_importable(path)
     configure.base()
-    with contextlib.closing(open_database(args.uri)) as db:
+    db = open_database(args.uri)
+    dispatcher = None
+    try:
         from twisted.internet import reactor  # late: importing it chooses and installs it
 
         from zodbjobs import Dispatcher
 
         dispatcher = Dispatcher(
-            db, reactor, poll_interval=args.poll_interval, uuid=args.name, grace=args.grace
-        )
+            db, reactor, poll_interval=args.poll_interval, uuid=args.name, grace=args.grace,
+            deployment=args.deployment,
+        )  # fmt: skip
         transactions = transaction.TransactionManager()
         with contextlib.closing(db.open(transactions)) as connection:
             # Other workers may start at the same moment and make the same things.
-            transactions.run(
-                lambda: install(connection.root(), dispatcher.UUID, args), INSTALL_TRIES
-            )
+            transactions.run(lambda: install(connection.root(), dispatcher.UUID, args), TRIES)
         serve(dispatcher, reactor)
+    finally:
+        close_database(db, dispatcher)
     return 0
 
 

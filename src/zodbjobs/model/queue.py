@@ -488,6 +488,9 @@ class Queue(Persistent):
 class Queues(Persistent, MutableMapping):
     """See IQueues."""
 
+    #: The name of the deployment that may serve these queues, or None for any.
+    deployment = None
+
     def __init__(self):
         self._items = OOBTree()
         self.identity = str(uuid.uuid4())

@@ -27,7 +27,7 @@ from zope.interface import implementer
 
 from zodbjobs import clock
 from zodbjobs.interfaces import IUUID, KEY, IDispatcher, JobClaimed
-from zodbjobs.runtime import attempt, trouble, wakeup, witness
+from zodbjobs.runtime import attempt, fence, trouble, wakeup, witness
 from zodbjobs.runtime.annotations import Notebook, Surroundings
 from zodbjobs.runtime.liveness import LOOK_SECONDS, Liveness
 from zodbjobs.runtime.look import Look, earliest
@@ -85,7 +85,8 @@ class Dispatcher:
     `uuid` a stable uuid.UUID (None: the IUUID utility, else one that a process
     started again on this host gets again).  `jobs_size` and `polls_size` bound
     what is remembered for statistics.  `grace` is how many seconds running jobs
-    may take to end at a stop.
+    may take to end at a stop.  `deployment` is the name of the deployment this
+    worker belongs to (None: ZODBJOBS_DEPLOYMENT in the environment, or none).
     """
 
     thread = None  # the thread its private reactor runs in, if any
@@ -99,6 +100,7 @@ class Dispatcher:
         jobs_size=200,
         polls_size=400,
         grace=30,
+        deployment=None,
     ):
         if reactor is None:
             from twisted.internet import reactor  # installs the global one
@@ -106,6 +108,7 @@ class Dispatcher:
         self.reactor = reactor
         self.poll_interval = poll_interval
         self.grace = grace
+        self.deployment = fence.configured(deployment)
         self.activated = False
         self.queues = {}
         self.statistics = Statistics(jobs_size, polls_size)
@@ -135,6 +138,7 @@ class Dispatcher:
         self._deferred = set()  # ids of the jobs that wait for a Deferred (not: for a coroutine)
         self._checked = {}  # oid of an agent: the key down to which its history was checked
         self.overrun_count = 0  # threads given up because their jobs ran too long
+        self.objection = None  # why this database may not be served, if so: a text
         self._barred = False  # another process has this UUID
         self.started = None
 
@@ -279,7 +283,10 @@ class Dispatcher:
         if self._barred:
             log.error('another process has dispatcher %s: this one claims nothing', self.UUID)
             return
-        changed = shown = False
+        if self._is_fenced(queues):
+            return
+        changed = bool(queues) and fence.mark(queues, self.deployment)
+        shown = False
         for queue in queues.values():
             changed |= self._register(queue)
             changed |= self._bury_dead(queue)
@@ -295,6 +302,15 @@ class Dispatcher:
             self._liveness.showed()
         self._served = set(queues)
         self._liveness.remember(queues, self.UUID)
+
+    def _is_fenced(self, queues):
+        """Whether the database belongs to another deployment; says so when that changes."""
+        objection = fence.objection(queues, self.deployment)
+        if objection != self.objection:
+            log.error('dispatcher %s: %s', self.UUID, objection or 'the fence is open')
+            self.objection = objection
+        self._barred |= objection is not None
+        return self._barred
 
     def _show_life(self, queue):
         """Write a sign of life, where others need one and we hold jobs."""
