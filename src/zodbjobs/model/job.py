@@ -38,6 +38,7 @@ from zodbjobs.model.call import (
 )
 from zodbjobs.model.failure import Failure, is_failure
 from zodbjobs.model.notes import Annotations
+from zodbjobs.model.ready import TIE_MASK
 from zodbjobs.model.record import JobRecord
 from zodbjobs.model.wishes import checked_channel, checked_limit, checked_priority, checked_span
 
@@ -314,7 +315,10 @@ class Job(JobRecord):
 
     def is_late(self, now):
         """Whether begin_by has passed at `now` (microseconds)."""
-        return self._begin_by is not None and now > (self._due or 0) + self._begin_by
+        start = self._due
+        if start is None and self._parent is not None:
+            start = self._parent._active_end  # a callback may begin when there is a result
+        return self._begin_by is not None and start is not None and now > start + self._begin_by
 
     def blockers(self):
         """The jobs it waits for that have not finished; a tuple.
@@ -474,8 +478,8 @@ class Job(JobRecord):
         self._move(status.PENDING)
         self._queue_oid = queue_oid
         self._put = now
-        if self._due is None or self._due < now:
-            self._due = self._due if self._begin_by is not None and self.is_late(now) else now
+        if self._due is None or (self._due < now and not self.is_late(now)):
+            self._due = now
         if assigner is not None:
             self._assigner = assigner
 
@@ -483,7 +487,7 @@ class Job(JobRecord):
         """It left its queue before it began: it is new again."""
         self._move(status.NEW)
         self._queue_oid = self._put = self._due = None
-        self._token = 0
+        self._token &= TIE_MASK  # its place is gone; entries of it may be left
         self._assigner = None
 
     def begun(self, now, agent_oid):
@@ -570,10 +574,14 @@ class Job(JobRecord):
         """An agent's chooser claimed it, and the agent lists it now."""
         self._move(status.PENDING)
 
+    def outdated(self):
+        """What entries there are of it count no more; no later one will be like them."""
+        self._token += 1
+
     def set_aside(self, reason):
         """It is held: no entry of it counts any more."""
         self._move(status.HELD)
-        self._token ^= 1
+        self.outdated()
         self._hold_reason = reason
         self.queue.held[self.oid] = self
 

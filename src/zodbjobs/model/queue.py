@@ -39,7 +39,7 @@ from zodbjobs.model.intake import DEPENDS, Entry, Intake
 from zodbjobs.model.job import Job, as_job
 from zodbjobs.model.notes import Notes
 from zodbjobs.model.quota import Quotas
-from zodbjobs.model.ready import TIE_BITS, Ready
+from zodbjobs.model.ready import TIE_BITS, TIE_MASK, Ready
 from zodbjobs.model.registry import Dispatchers
 from zodbjobs.model.wishes import (
     check_factory,
@@ -225,8 +225,10 @@ class Queue(Persistent):
         self._leave(job, max(now, due), due if due > now else 0, group)
 
     def _leave(self, job, us, due, group, deadline=0):
-        tie = (job._token + 1) & ((1 << TIE_BITS) - 1)
-        job._token = us << TIE_BITS | tie
+        token = job._token + 1  # an older entry must never look like this one
+        if job._token >> TIE_BITS != us:
+            token = us << TIE_BITS | token & TIE_MASK
+        job._token = token
         self.intake.add(self._p_jar, job.oid, Entry(job._token, due, group, job, deadline))
         notify(JobFiled(job, self))  # wakes the dispatchers
 
@@ -234,7 +236,7 @@ class Queue(Persistent):
         """Take the entry of a waiting job away, or make it stale where it is sorted."""
         if not self.intake.remove(job.oid):
             self.ready.dropped.change(1)
-        job._token ^= 1 << (TIE_BITS - 1)
+        job.outdated()
 
     def refile(self, job):
         """File a waiting job anew, after what decides its place was changed."""

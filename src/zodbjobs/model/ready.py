@@ -19,6 +19,7 @@ from persistent import Persistent
 
 #: Bits of a key that are not time.
 TIE_BITS = 6
+TIE_MASK = (1 << TIE_BITS) - 1
 
 PRIORITY, CHANNEL, QUOTAS, ONCE = range(4)
 
