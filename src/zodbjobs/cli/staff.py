@@ -17,11 +17,12 @@ import threading
 from zodbjobs import clock, configure, subscribers
 from zodbjobs.cli.output import CommandError
 from zodbjobs.interfaces import KEY
+from zodbjobs.runtime import dispatcher as dispatchers
 from zodbjobs.runtime.address import open_database
 
 GRACE_SECONDS = 20  # for the jobs that run when it stops; files are read in less than a second
 SERVER_SECONDS = 20  # until the server has its socket; it took 1 to 2
-JOIN_SECONDS = 3  # for a thread without a job to close its connection
+JOIN_SECONDS = 1  # for a thread without a job to close its connection
 MARGIN_SECONDS = 10  # what a process may take for its end beside the grace period
 
 
@@ -63,24 +64,36 @@ class Staff:
 
 @contextlib.contextmanager
 def _threads(path, threads, cache_size):
-    with contextlib.closing(open_database(f'file:{path}', cache_size=cache_size)) as db:
+    db = open_database(f'file:{path}', cache_size=cache_size)
+    dispatcher = None
+    try:
         _resize_agents(db, threads)
         dispatcher = configure.start(db, agent_size=threads, grace=GRACE_SECONDS)
         subscribers.restore_signal_handlers(dispatcher)  # ours tell the user first
-        try:
-            with _interruptible():
-                yield Staff(db)
-        finally:
+        with _interruptible():
+            yield Staff(db)
+    finally:
+        if dispatcher is not None:
             subscribers.stop(dispatcher)
-            join_workers(dispatcher)
+            dispatchers.pop(dispatcher.UUID)
+        close_database(db, dispatcher)
 
 
-def join_workers(dispatcher):
-    """Wait until the threads of a stopped dispatcher have closed their connections."""
-    for pools in dispatcher.queues.values():
-        for pool in pools.values():
-            for thread in pool.threads:
-                thread.join(JOIN_SECONDS)
+def close_database(db, dispatcher=None):
+    """Close `db`, also after a job of its `dispatcher`, which has stopped, would not end.
+
+    Each worker thread closes its connection as it ends; ``db.close()`` may do
+    so only from then on.  A thread that stays is left with a closed storage.
+    """
+    queues = {} if dispatcher is None else dispatcher.queues
+    pools = [pool for of_queue in queues.values() for pool in of_queue.values()]
+    workers = [thread for pool in pools for thread in pool.threads]
+    for thread in workers:
+        thread.join(JOIN_SECONDS)
+    if any(thread.is_alive() for thread in workers):
+        db.storage.close()
+    else:
+        db.close()
 
 
 def _resize_agents(db, threads):

@@ -85,7 +85,7 @@ def test_no_command_shows_the_help():
 def test_an_unknown_command_is_told_with_those_there_are():
     answer = run('dmeo')
     assert answer.returncode == 2
-    assert "there is no 'dmeo'; there are demo, run" in answer.stderr
+    assert f"there is no 'dmeo'; there are {', '.join(cli.COMMANDS)}\n" in answer.stderr
 
 
 def test_exit_code_and_arguments_of_the_command(command):
