@@ -134,6 +134,7 @@ class Child:
     def __init__(self, name, log):
         self.name, self.log = name, log
         self.process = None
+        self.told = False
 
     def start(self, *arguments):
         """Run Python with `arguments`."""
@@ -169,7 +170,9 @@ class Child:
             pause(0.02)
 
     def tell_to_stop(self):
-        if self.is_alive():
+        """Once only: a worker that is told again ends without finishing its jobs."""
+        if self.is_alive() and not self.told:
+            self.told = True
             self.process.terminate()
 
     def stop(self, seconds):
