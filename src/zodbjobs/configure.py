@@ -16,6 +16,7 @@ import zope.component.event  # lets handlers registered there hear of our events
 from zope.interface import implementer
 
 from zodbjobs import subscribers
+from zodbjobs.facts import PassingUUID
 from zodbjobs.interfaces import IUUID, KEY, DatabaseOpened, IJob, IQueue
 from zodbjobs.model.job import Job
 
@@ -24,13 +25,13 @@ UUID_VARIABLE = 'ZODBJOBS_UUID'
 
 
 def process_uuid():
-    """The UUID of this process: from the file that ZODBJOBS_UUID names, else a new one.
+    """The UUID of this process: from the file that ZODBJOBS_UUID names, else a passing one.
 
     The file is made if it is missing; its first line is the UUID.
     """
     path = os.environ.get(UUID_VARIABLE)
     if not path:
-        return uuid_module.uuid4()
+        return PassingUUID(int=uuid_module.uuid4().int)
     try:
         with open(path) as source:
             return uuid_module.UUID(source.readline().strip())

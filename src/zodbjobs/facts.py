@@ -5,6 +5,7 @@ of an attempt.  They hold no persistent object, so they may cross threads.
 """
 
 import typing
+import uuid
 
 
 class Assignment(typing.NamedTuple):
@@ -27,6 +28,11 @@ class Assignment(typing.NamedTuple):
         """(int oid, database name): the form in which statistics name a job."""
         return int.from_bytes(self.oid, 'big'), self.database
 
+    @property
+    def filing(self):
+        """What tells this claim from others, also from those of other filings of the job."""
+        return self.oid, self.database, self.token
+
 
 #: Kinds of `Decision`.
 AGAIN = 'again'  # run the body again at once, in the same attempt
@@ -42,3 +48,12 @@ class Decision(typing.NamedTuple):
 
     kind: str
     due: int = 0
+
+
+class PassingUUID(uuid.UUID):
+    """A UUID that was made up for this process: its next life will have another one.
+
+    Good for saying who put a job.  A dispatcher looks for a name that lasts.
+    """
+
+    __slots__ = ()

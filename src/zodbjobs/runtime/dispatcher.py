@@ -21,11 +21,12 @@ import uuid as uuid_module
 
 import transaction
 from twisted.internet.defer import Deferred
-from zope.component import queryUtility
+from zope.component import provideUtility, queryUtility
 from zope.event import notify
 from zope.interface import implementer
 
 from zodbjobs import clock
+from zodbjobs.facts import PassingUUID
 from zodbjobs.interfaces import IUUID, KEY, IDispatcher, JobClaimed
 from zodbjobs.runtime import attempt, fence, trouble, wakeup, witness
 from zodbjobs.runtime.annotations import Notebook, Surroundings
@@ -116,13 +117,13 @@ class Dispatcher:
         self.loop_thread = LoopThread()
         self._witness, self.UUID = self._identity(uuid)
         self._liveness = Liveness(self._witness)
-        if self.UUID in _dispatchers:
+        if self.UUID in _dispatchers and not _dispatchers[self.UUID]._is_gone():
             raise ValueError(f'this process has a dispatcher {self.UUID} already')
         _dispatchers[self.UUID] = self
         self._guard = threading.RLock()
         self._landed = threading.Condition(self._guard)  # the last job has ended
         self._pass_lock = threading.Lock()
-        self._flight = {}  # job id -> Assignment: what takes a slot, from claim to report
+        self._flight = {}  # filing -> Assignment: what takes a slot, from claim to report
         self._reports = []  # Reports not yet written to the database
         self._rung = False
         self._again = False
@@ -135,7 +136,7 @@ class Dispatcher:
         self._slow_due = 0.0  # monotonic seconds
         self._trigger = None
         self._served = set()  # names of the queues where this dispatcher is activated
-        self._deferred = set()  # ids of the jobs that wait for a Deferred (not: for a coroutine)
+        self._deferred = set()  # filings that wait for a Deferred (not: for a coroutine)
         self._checked = {}  # oid of an agent: the key down to which its history was checked
         self.overrun_count = 0  # threads given up because their jobs ran too long
         self.objection = None  # why this database may not be served, if so: a text
@@ -143,14 +144,23 @@ class Dispatcher:
         self.started = None
 
     def _identity(self, uuid):
-        if uuid is None:
-            uuid = queryUtility(IUUID)
+        """The Witness, and the UUID: the one given, the utility's if that lasts, or one found."""
+        standing = queryUtility(IUUID)
+        passing = isinstance(standing, PassingUUID)
+        if uuid is None and not passing and standing not in _dispatchers:
+            uuid = standing
         if uuid is not None:
-            if not isinstance(uuid, uuid_module.UUID):
+            if type(uuid) is not uuid_module.UUID:
                 uuid = uuid_module.UUID(str(uuid))
             return witness.witness_for(self.db, uuid), uuid
         uuid, found = witness.claim_identity(self.db, _database_identity(self.db))
+        if passing:  # now there is a better one for this process
+            provideUtility(uuid, IUUID)
         return found, uuid
+
+    def _is_gone(self):
+        """Whether it has served, and has stopped."""
+        return self.started is not None and self.activated is False
 
     # start
 
@@ -162,6 +172,7 @@ class Dispatcher:
         self.activated = clock.now()
         self.started = clock.monotonic()
         self._threaded = threaded
+        self._forget_former_life()
         self.statistics.clear()
         self._manager = transaction.TransactionManager()
         self.db.setPoolSize(self.db.getPoolSize() + 2)
@@ -173,6 +184,15 @@ class Dispatcher:
         self.reactor.callWhenRunning(self._pass_soon)
         if self._liveness.needs_looks:
             self.reactor.callWhenRunning(self._look_at_siblings)
+
+    def _forget_former_life(self):
+        """What still runs from before the latest stop was handed back, and concerns us no more."""
+        with self._guard:
+            self.queues = {}
+            self._flight.clear()
+            self._deferred.clear()
+            self._served = set()
+            self._slow_due = 0.0
 
     # rings and timers
 
@@ -421,7 +441,7 @@ class Dispatcher:
             pool = pools.get(agent_name)
             if pool is None or pool.agent_oid != agent._p_oid:
                 if pool is not None:
-                    pool.stop()
+                    self._close_pools([pool])
                 surroundings = Surroundings(self, name, agent_name)
                 pool = AgentThreadPool(self, surroundings, agent._p_oid, agent.size)
                 pools[agent_name] = pool
@@ -454,7 +474,7 @@ class Dispatcher:
         """Hand claimed jobs to the threads of their agents."""
         for assignment in found:
             with self._guard:
-                self._flight[assignment.job_id] = assignment
+                self._flight[assignment.filing] = assignment
             self.statistics.claimed(
                 assignment.job_id, assignment.queue, assignment.agent, poll.key,
                 assignment.quota_names,
@@ -511,13 +531,13 @@ class Dispatcher:
     def reported(self, report):
         """An attempt ended.  Called in a worker's thread."""
         assignment = report.assignment
-        if self._flight.get(assignment.job_id) is not assignment:
+        if self._flight.get(assignment.filing) is not assignment:
             return  # its thread had been given up; whatever it did was fenced off
         if report.kind == attempt.DEFERRED:
             self.statistics.waits(assignment.job_id)
             if isinstance(report.deferred, Deferred):
                 with self._guard:
-                    self._deferred.add(assignment.job_id)
+                    self._deferred.add(assignment.filing)
             self.await_value(report.deferred, lambda value: self._fired(assignment, value))
             return
         if report.kind == attempt.WAITING:
@@ -533,8 +553,8 @@ class Dispatcher:
         assignment = report.assignment
         pool = self.queues.get(assignment.queue, {}).get(assignment.agent)
         with self._guard:
-            self._flight.pop(assignment.job_id, None)
-            self._deferred.discard(assignment.job_id)
+            self._flight.pop(assignment.filing, None)
+            self._deferred.discard(assignment.filing)
             self._landed.notify_all()
             if report.kind != attempt.ABANDONED:
                 self._reports.append(report)
@@ -564,7 +584,7 @@ class Dispatcher:
     def _fired(self, assignment, value):
         """The Deferred of a job has its value: a thread of its agent goes on with it."""
         with self._guard:
-            self._deferred.discard(assignment.job_id)
+            self._deferred.discard(assignment.filing)
         pool = self.queues.get(assignment.queue, {}).get(assignment.agent)
         if pool is not None:
             pool.submit(assignment, resume=(value,))
@@ -642,14 +662,19 @@ class Dispatcher:
             self.activated = None
         log.info('dispatcher %s stops: no new claims', self.UUID)
         self._listener.close()
+
+    def _withdraw(self):
+        """Take back what no thread has begun."""
         for pools in self.queues.values():
             for pool in pools.values():
                 for assignment in pool.withdraw():
                     with self._guard:
-                        self._flight.pop(assignment.job_id, None)
+                        self._flight.pop(assignment.filing, None)
 
     def _drain(self):
         """Wait for what runs, hand back the rest, and be off."""
+        with self._pass_lock:  # a pass that is under way may be claiming
+            self._withdraw()
         with self._landed:
             self._landed.wait_for(lambda: not (self._flight and self.grace), self.grace)
         with self._pass_lock:
