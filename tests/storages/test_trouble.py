@@ -324,6 +324,11 @@ def test_other_exceptions_of_zeos_server_are_no_conflicts(zeo):
     assert not trouble.is_disconnected(exc)
 
 
+def test_in_short_is_one_line():
+    assert trouble.in_short(OSError('gone away\n\tIs it running?\n')) == 'gone away'
+    assert trouble.in_short(ValueError()) == 'ValueError'
+
+
 # Neither.
 
 

@@ -119,7 +119,7 @@ def test_a_child_that_outlives_the_process_holds_nothing(folder, interpreter):
         os.kill(child, signal.SIGKILL)
 
 
-@pytest.mark.skipif(not hasattr(os, 'fork'), reason='needs fork')
+@pytest.mark.filterwarnings('ignore:.*multi-threaded:DeprecationWarning')  # the child runs 3 lines
 def test_a_forked_child_knows_that_the_lock_is_its_parents(folder, give_back):
     lock = give_back(witness.RecordLock(folder, 'a'))
     lock.acquire()

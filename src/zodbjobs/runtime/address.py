@@ -248,8 +248,7 @@ def _reason(exc, scheme, rest):
     if isinstance(exc, zc.lockfile.LockError):
         return _locked(exc, scheme, rest)
     if trouble.is_disconnected(exc):
-        said = str(exc).strip().splitlines()
-        return f'no connection to the server: {said[0] if said else type(exc).__name__}'
+        return f'no connection to the server: {trouble.in_short(exc)}'
     if isinstance(exc, ImportError):
         return _missing(exc, scheme)
     if isinstance(exc, OSError):

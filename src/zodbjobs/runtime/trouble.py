@@ -66,6 +66,12 @@ def is_conflict(exc):
     return _LOCKED in names or code[:2] == _ROLLBACK_CLASS or code == _LOCK_NOT_AVAILABLE
 
 
+def in_short(exc):
+    """What `exc` says, in one line: a server's messages go on with advice."""
+    lines = str(exc).strip().splitlines()
+    return lines[0] if lines else type(exc).__name__
+
+
 def _is_lost(exc):
     names = _names(exc)
     if not _LOST.isdisjoint(names):

@@ -27,7 +27,7 @@ import zope.event
 import zope.interface
 from ZODB.interfaces import IStorageWrapper
 
-from zodbjobs.runtime import storages
+from zodbjobs.runtime import storages, trouble
 
 log = logging.getLogger('zodbjobs.wakeup')
 
@@ -325,7 +325,10 @@ class _Bell:
         except self._errors as exc:
             self._disconnect()
             if not self._silent:
-                log.info('cannot notify other processes of new jobs, they will poll: %s', exc)
+                log.info(
+                    'cannot notify other processes of new jobs, they will poll: %s',
+                    trouble.in_short(exc),
+                )
             self._silent = True
 
     def _send(self):
@@ -382,7 +385,9 @@ class _Ear(threading.Thread):
                         self._attend(line)
                 except self._errors as exc:
                     if not failures and not self._stopping:
-                        log.info('cannot hear of new jobs for now, polling instead: %s', exc)
+                        log.info(
+                            'cannot hear of new jobs, polling instead: %s', trouble.in_short(exc)
+                        )
                     failures += 1
                 finally:
                     self.hears = False

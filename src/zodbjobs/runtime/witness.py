@@ -28,7 +28,7 @@ import uuid as uuids
 import weakref
 
 from zodbjobs import clock
-from zodbjobs.runtime import storages
+from zodbjobs.runtime import storages, trouble
 
 try:
     import fcntl
@@ -287,7 +287,7 @@ class AdvisoryLock:
                     return True
                 return self._ask('SELECT pg_try_advisory_lock(%s)', _key(self.uuid))
         except self._errors as exc:
-            log.info('cannot lock for dispatcher %s: %s', self.uuid, exc)
+            log.info('cannot lock for dispatcher %s: %s', self.uuid, trouble.in_short(exc))
             return None
 
     def release(self):
@@ -301,7 +301,7 @@ class AdvisoryLock:
                 with self._connection.cursor() as cursor:
                     cursor.execute('SELECT pg_advisory_unlock(%s)', (_key(self.uuid),))
             except self._errors as exc:
-                log.info('dispatcher %s gave its lock back by going away: %s', self.uuid, exc)
+                log.info('dispatcher %s lost its lock: %s', self.uuid, trouble.in_short(exc))
             self._disconnect()
 
     def is_held(self, uuid):
@@ -320,7 +320,7 @@ class AdvisoryLock:
                 missed_seconds = now - self._missed.setdefault(uuid, now)
                 return False if missed_seconds >= MISSED_SECONDS else None
         except self._errors as exc:
-            log.info('cannot look for the lock of dispatcher %s: %s', uuid, exc)
+            log.info('cannot look for dispatcher %s: %s', uuid, trouble.in_short(exc))
             return None
 
     def _holds(self):

@@ -11,12 +11,17 @@ database of its own in it.
 import atexit
 import contextlib
 import itertools
+import logging
 import os
 import tempfile
 import threading
 import warnings
 
+from transaction.interfaces import NoTransaction
+
 from zodbjobs.runtime.address import open_database
+
+log = logging.getLogger('zodbjobs.testing')
 
 
 class TestDatabase:
@@ -62,16 +67,20 @@ def close_database(db):
     ZODB.DB.close() aborts their transactions, which fails for a connection of
     an explicit transaction manager that has none.
     """
-    from transaction.interfaces import NoTransaction
-
     connections = []
     if hasattr(db, 'storage'):
         db._connectionMap(connections.append)
     for connection in connections:
         if connection.opened:
-            with contextlib.suppress(NoTransaction):
-                connection.transaction_manager.abort()
-            connection.close()
+            try:
+                with contextlib.suppress(NoTransaction):
+                    connection.transaction_manager.abort()
+                connection.close()
+            except Exception:
+                # The server went away while it was being opened, and now it is
+                # neither open nor closed; the database would fail on it as well.
+                log.info('a connection was broken when it was closed', exc_info=True)
+                connection.opened = None
     db.close()
 
 
