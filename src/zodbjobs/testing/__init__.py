@@ -17,6 +17,7 @@ from zodbjobs.testing.waiting import (
     TearDownDispatcherError,
     get_poll,
     print_logs,
+    stop_printing_logs,
     tear_down_dispatcher,
     wait_for_annotation,
     wait_for_deactivation,
@@ -32,6 +33,7 @@ __all__ = [
     'print_logs',
     'setUp',
     'set_now',
+    'stop_printing_logs',
     'tearDown',
     'tear_down_dispatcher',
     'wait_for_annotation',
@@ -110,9 +112,10 @@ def setUp(test=None):
 
 
 def tearDown(test=None):
-    """Take down what `setUp` made, the last first, and all registrations."""
+    """Take down what `setUp` made, the last first, all registrations, and `print_logs`."""
     while _layers:
         _layers.pop().close()
+    stop_printing_logs()
     clock.use(None)
     globalregistry.base.__init__('base')
 
