@@ -112,8 +112,12 @@ class Site:
     def client(self):
         """Another client (of a file: another connection)."""
         db = self.place.open()
-        client = Client(db)
         self._closing.callback(wakeup.hang_up, db)
+        return self.connect(db)
+
+    def connect(self, db):
+        """Another connection of one client."""
+        client = Client(db)
         self._closing.callback(client.close)
         return client
 

@@ -129,12 +129,21 @@ class Intake(Persistent):
         chunks = sum(len(lane) - 1 for lane in self.lanes)
         if chunks > COUNTED_CHUNKS:
             return chunks * CHUNK_ENTRIES
-        return sum(size_of(chunk) for chunk in self.chunks())
+        return sum(
+            entry[2][0] != URGENT for chunk in self.chunks() for _, entry in entries_of(chunk)
+        )
 
     def oids(self):
-        """The 8-byte oids that change when something is added (for watching)."""
+        """The 8-byte oids that change when something is added (for watching).
+
+        Also of chunks that have a successor: until they are unlinked, a
+        producer whose transaction began before that still commits to them.
+        """
+        since = clock.micros() - GRACE_SECONDS * clock.SECOND
         found = {lane._p_oid for lane in self.lanes}
-        found.update(lane[lane.maxKey()]._p_oid for lane in self.lanes)
+        for lane in self.lanes:
+            newest_then = lane.maxKey(max(since, lane.minKey(SENTINEL + 1)))
+            found.update(chunk._p_oid for chunk in lane.values(newest_then))
         return found
 
     def prune(self, now):
