@@ -40,6 +40,10 @@ COUNTED_CHUNKS = 200
 #: `due` of an entry whose job waits for other jobs: the sorter looks at the job.
 DEPENDS = -1
 
+#: The priority of what only needs a thread to tell its callbacks: before all others.
+#: Such a job has its result, so it is not counted among those that wait.
+URGENT = -1
+
 _salt = random.getrandbits(62) | 1
 
 
@@ -125,7 +129,7 @@ class Intake(Persistent):
         return False
 
     def count(self):
-        """How many entries wait; an estimate where there are very many."""
+        """How many jobs wait here; an estimate where there are very many."""
         chunks = sum(len(lane) - 1 for lane in self.lanes)
         if chunks > COUNTED_CHUNKS:
             return chunks * CHUNK_ENTRIES
