@@ -13,8 +13,8 @@ import itertools
 
 from zodbjobs import status
 from zodbjobs.facts import Assignment
-from zodbjobs.model.intake import DEPENDS, Entry
-from zodbjobs.model.ready import CHANNEL, ONCE, PRIORITY, QUOTAS, merged
+from zodbjobs.model.intake import DEPENDS, URGENT, Entry
+from zodbjobs.model.ready import CHANNEL, ONCE, PRIORITY, QUOTAS, merged, order_key
 
 #: Entries sorted in one round: 15-25 microseconds each, and a claim must stay short.
 SORT_LIMIT = 1000
@@ -28,9 +28,6 @@ FILTER_LIMIT = 1000
 
 #: Jobs whose deadline has passed that are failed in one round.
 EXPIRE_LIMIT = 100
-
-#: The priority of what only needs a thread to tell its callbacks: before all others.
-URGENT = -1
 
 
 class Round:
@@ -51,6 +48,7 @@ class Round:
         self.sorted_count = 0  # entries that came to the trees, less those that left
         self.deadlines = {}  # token -> Entry, of fresh entries that have a deadline
         self.touched = False  # anything was moved
+        self.hindered = False  # a job was left because its agent still lists it
 
     # sort
 
@@ -77,8 +75,12 @@ class Round:
         self.touched = True
         self.ready.file(entry, self.now)
         if entry.deadline:
-            self.ready.deadlines.add(entry.deadline << 6, (entry.token, entry.job))
-        self.sorted_count += 1
+            self.ready.deadlines.add(order_key(entry.deadline), (entry.token, entry.job))
+        self._count(entry.group, 1)
+
+    def _count(self, group, change):
+        if group[PRIORITY] != URGENT:
+            self.sorted_count += change
 
     def _await(self, entry):
         self.touched = True
@@ -89,7 +91,7 @@ class Round:
         """Fail the waiting jobs whose begin_by has passed."""
         for token, job in self.ready.expire(self.now, EXPIRE_LIMIT):
             self.touched = True
-            if job._token == token and job.status == status.PENDING:
+            if is_current(job, token) and job.status == status.PENDING:
                 job.fail()
 
     # pick
@@ -102,12 +104,16 @@ class Round:
         """
         if agent.chooser is not None:
             return self._choose(agent, room)
-        taken = []
+        taken, oids = [], set()
         looked = 0
         for token, place, group, job in self._candidates(agent):
             if len(taken) >= room and (group[ONCE] or len(taken) >= room + ahead):
                 if len(taken) >= room + ahead:
                     break
+                continue
+            # Of two filings of a job one is stale; its turn comes when the other has gone.
+            if job._p_oid in oids or int.from_bytes(job._p_oid, 'big') in agent.running:
+                self.hindered = True
                 continue
             if not self._has_room(group):
                 continue
@@ -118,6 +124,7 @@ class Round:
                 if not self._accepts(agent.filter, job):
                     continue
             taken.append((token, place, group, job))
+            oids.add(job._p_oid)
             self._occupy(group, token, job)
         return [self._hand_out(agent, item, i >= room) for i, item in enumerate(taken)]
 
@@ -169,7 +176,7 @@ class Round:
         oid = int.from_bytes(job._p_oid, 'big')
         if isinstance(place, int):
             self.ready.take(group, place)
-            self.sorted_count -= 1
+            self._count(group, -1)
         else:
             del place[oid]
             self.fresh[group].remove(item)
@@ -184,17 +191,38 @@ class Round:
         """Let the agent's own chooser take jobs from the queue."""
         self.file_rest(leave=0)
         found = []
-        while len(found) < room:
-            try:
-                job = agent.chooser(agent)
-            except Exception as error:  # noqa: BLE001 - user code; the queue goes on
-                self._report(f'chooser {agent.chooser!r} of {agent!r} raised', error)
-                break
-            if job is None:
-                break
+        while len(found) < room and (job := self._chosen(agent)) is not None:
             job.chosen()
             found.append(self._list(agent, job.oid, job._token, job, job.quota_names, ahead=False))
         return found
+
+    def _chosen(self, agent):
+        """The job that the chooser claimed and returned, or None; others go back."""
+        claims = self.queue._v_claims = []  # filled by `take_first`
+        job = None
+        try:
+            job = agent.chooser(agent)
+            if job is not None and all(job is not claim[-1] for claim in claims):
+                raise ValueError(f'{job!r} was returned, and not taken with queue.claim()')
+        except Exception as error:  # noqa: BLE001 - user code; the queue goes on
+            self._report(f'chooser {agent.chooser!r} of {agent!r} failed', error)
+            job = None
+        finally:
+            self.queue._v_claims = None
+        for claim in claims:
+            if claim[-1] is not job:
+                self._unclaim(*claim)
+        return job
+
+    def _unclaim(self, token, group, job):
+        """Put what a chooser claimed in vain back to its place."""
+        job.chosen()
+        self.ready.file(Entry(token, 0, group, job), self.now)
+        self.sorted_count += 1
+        for name in group[QUOTAS]:
+            quota = self.queue.quotas.get(name)
+            if quota is not None:
+                quota.free({token})
 
     def _report(self, what, error):
         if self.complain is not None:
@@ -203,23 +231,28 @@ class Round:
     # after the picks
 
     def take_first(self, filter=None):
-        """Take the first due job off the queue, for IQueue.claim; None if there is none."""
+        """Take the first due job off the queue, for IQueue.claim; None if there is none.
+
+        What is urgent is not for choosers, which claim so (see `pick`).
+        """
         looked = 0
-        agent = _Anybody
-        for token, place, group, job in self._candidates(agent):
+        for token, place, group, job in self._candidates(_Anybody):
             looked += 1
             if looked > FILTER_LIMIT:
                 return None
-            if job._token != token or not self._has_room(group):
+            if group[PRIORITY] == URGENT or not is_current(job, token):
                 continue
-            if filter is not None and not filter(job):
+            if not self._has_room(group) or (filter is not None and not filter(job)):
                 continue
             self._occupy(group, token, job)
             if isinstance(place, int):
                 self.ready.take(group, place)
-                self.ready.waiting.change(-1)
+                self._count(group, -1)
             else:
                 del place[job.oid]
+            claims = getattr(self.queue, '_v_claims', None)
+            if claims is not None:
+                claims.append((token, group, job))
             return job
         return None
 
@@ -233,9 +266,18 @@ class Round:
                 self._file(known or Entry(token, 0, group, job))
             self.fresh = {}
             self.deadlines = {}
+        self.write_count()
+
+    def write_count(self):
+        """Bring the queue's count of sorted jobs up to date."""
         if self.sorted_count:
             self.ready.waiting.change(self.sorted_count)
             self.sorted_count = 0
+
+
+def is_current(job, token):
+    """Whether `token` is that of the job's latest filing; not for a job whose class is gone."""
+    return getattr(job, '_token', None) == token
 
 
 class _Anybody:

@@ -214,7 +214,7 @@ class Job(JobRecord):
         if waits:
             if self._due is None:
                 self._due = clock.micros()
-            queue.refile(self)
+            queue.refile(self, keep='_due' not in changes)
 
     @property
     def failure_log_level(self):
@@ -469,7 +469,7 @@ class Job(JobRecord):
         self._cancelled = self._interrupted = False
         self._attempts = self._interruptions = self._conflicts = 0
         self._put = self._due = clock.micros()
-        queue.file(self)
+        queue.file(self, keep=False)
 
     # what happened to it, told by the queue and the runtime
 

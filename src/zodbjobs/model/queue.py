@@ -33,13 +33,13 @@ from zodbjobs.interfaces import (
     JobFiled,
     QueueClosed,
 )
-from zodbjobs.model.handout import URGENT, Round
+from zodbjobs.model.handout import Round
 from zodbjobs.model.ids import UniqueIds
-from zodbjobs.model.intake import DEPENDS, Entry, Intake
+from zodbjobs.model.intake import DEPENDS, URGENT, Entry, Intake
 from zodbjobs.model.job import Job, as_job
 from zodbjobs.model.notes import Notes
 from zodbjobs.model.quota import Quotas
-from zodbjobs.model.ready import TIE_BITS, TIE_MASK, Ready
+from zodbjobs.model.ready import TIE_BITS, TIE_MASK, Ready, order_key
 from zodbjobs.model.registry import Dispatchers
 from zodbjobs.model.wishes import (
     check_factory,
@@ -59,17 +59,36 @@ CONFLICTS = ('raise', 'keep', 'replace')
 #: by moving the later one on; so far a token's time may be ahead of its job's.
 DRIFT = clock.SECOND
 
-_last_filing = 0
+#: So many dates of begin_after are remembered to tell their jobs apart.
+DATES = 1000
 
 
-def _filing_time(now):
-    """`now`, or a little more: later than the filing before in this process."""
-    global _last_filing
-    if now > _last_filing or _last_filing - now > DRIFT:
-        _last_filing = now
-    else:
-        _last_filing += 1
-    return _last_filing
+class Filings:
+    """The times for which this process filed jobs: among equals, first come, first served."""
+
+    def __init__(self):
+        self._latest = 0
+        self._of_date = {}
+
+    def at_once(self, now):
+        """`now`, or a little more: later than the filing before."""
+        if now > self._latest or self._latest - now > DRIFT:
+            self._latest = now
+        else:
+            self._latest += 1
+        return self._latest
+
+    def on(self, date):
+        """`date`, or a little more: later than the filing before for the same date."""
+        latest = self._of_date.get(date)
+        us = date if latest is None or latest - date >= DRIFT else latest + 1
+        if len(self._of_date) >= DATES:
+            self._of_date = {}
+        self._of_date[date] = us
+        return us
+
+
+_filings = Filings()
 
 
 class Settings(Persistent):
@@ -164,7 +183,7 @@ class Queue(Persistent):
             jar.add(job)
         utility = queryUtility(IUUID)
         job.enqueued(self._p_oid, now, None if utility is None else utility.bytes)
-        self.file(job)
+        self.file(job, keep=False)
         if id is not None:
             self.ids.add(id, job)
         notify(JobAdded(job, self))
@@ -203,17 +222,20 @@ class Queue(Persistent):
 
     # filing: the entry of a job, in a lane
 
-    def file(self, job):
-        """Leave the entry of a pending job in a lane, under a new token."""
+    def file(self, job, keep=True):
+        """Leave the entry of a pending job in a lane, under a new token.
+
+        `keep`: it keeps its place among the jobs of its date.
+        """
         base = job._due if self.settings.order == 'due' else job._put
-        old = job._token >> TIE_BITS
-        if not (job._token and 0 <= old - base <= DRIFT):
-            old = _filing_time(base) if job._due == job._put else base
+        us = job._token >> TIE_BITS
+        if not (keep and job._token and 0 <= us - base <= DRIFT):
+            us = _filings.at_once(base) if base == job._put else _filings.on(base)
         group = (job._priority, job._channel or '', job._quota_names, int(job.runs_once))
         blocked = (job._depends_on or job._after) and job.blockers()
         deadline = 0 if job._begin_by is None or job._attempts else job._due + job._begin_by
         due = job._due if job._due > clock.micros() else 0
-        self._leave(job, old, DEPENDS if blocked else due, group, deadline)
+        self._leave(job, us, DEPENDS if blocked else due, group, deadline)
 
     def file_urgently(self, job, due=0):
         """Leave an entry for a job that has its result, so that a worker concludes it.
@@ -225,6 +247,7 @@ class Queue(Persistent):
         self._leave(job, max(now, due), due if due > now else 0, group)
 
     def _leave(self, job, us, due, group, deadline=0):
+        us = order_key(us) >> TIE_BITS
         token = job._token + 1  # an older entry must never look like this one
         if job._token >> TIE_BITS != us:
             token = us << TIE_BITS | token & TIE_MASK
@@ -238,10 +261,10 @@ class Queue(Persistent):
             self.ready.dropped.change(1)
         job.outdated()
 
-    def refile(self, job):
+    def refile(self, job, keep=True):
         """File a waiting job anew, after what decides its place was changed."""
         self.unfile(job)
-        self.file(job)
+        self.file(job, keep)
 
     # look
 
@@ -253,19 +276,12 @@ class Queue(Persistent):
             if entry.due == DEPENDS:
                 blocked.append((entry.token, entry.job))
             elif entry.due > now:
-                later.append((entry.due << TIE_BITS, entry.token, entry.job))
+                later.append((entry.due, entry.group[0], entry.token, entry.job))
             else:
                 due.append((entry.group[0], entry.token, entry.job))
-        due.sort(key=lambda item: item[:2])
-        later.sort(key=lambda item: item[:2])
-        by_order = {'key': lambda item: item[:2]}
-        sorted_later = ((key, token, job) for key, (token, _, job) in self.ready.later.items())
-        walks = (
-            heapq.merge(due, self.ready.walk(), **by_order),
-            heapq.merge(later, sorted_later, **by_order),
-        )
-        for _, token, job in itertools.chain(*walks):
-            yield token, job
+        for new, known in ((due, self.ready.walk(now)), (later, self.ready.walk_later(now))):
+            for *_, token, job in _merged(new, known):
+                yield token, job
         yield from blocked
         for waiting in self.waiters.values():
             yield from waiting.values()
@@ -346,8 +362,10 @@ class Queue(Persistent):
             return default
         look = Round(self, clock.micros())
         look.sort()
-        job = look.take_first(filter)
-        look.ready.waiting.change(look.sorted_count)
+        try:
+            job = look.take_first(filter)
+        finally:
+            look.write_count()
         if job is None:
             return default
         job._move(status.ASSIGNED)
@@ -377,10 +395,10 @@ class Queue(Persistent):
         if order not in ORDERS:
             raise ValueError(f'order is one of {ORDERS}, not {order!r}')
         if order != self.settings.order:
-            waiting = list(self)
             self.settings.order = order
-            for job in waiting:
-                self.refile(job)
+            # Jobs of one microsecond are told apart by the order in which they are filed.
+            for job in sorted(self, key=lambda job: job._due if order == 'due' else job._put):
+                self.refile(job, keep=False)
 
     @property
     def handler(self):
@@ -439,7 +457,7 @@ class Queue(Persistent):
         now = clock.micros()
         self.ready.file(Entry(token, job._due, group, job), now)
         if deadline:
-            self.ready.deadlines.add(deadline << TIE_BITS, (token, job))
+            self.ready.deadlines.add(order_key(deadline), (token, job))
 
     def conclude(self, agent, job):
         """A job that an agent ran has its result: list it, and let others go on.
@@ -532,6 +550,12 @@ class Queues(Persistent, MutableMapping):
 
     def __repr__(self):
         return f'<Queues {list(self._items)}>'
+
+
+def _merged(new, known):
+    """Merge a list and a sorted iterable of (..., job) without comparing jobs."""
+    new.sort(key=lambda item: item[:-1])
+    return heapq.merge(new, known, key=lambda item: item[:-1])
 
 
 def _checked_jobs(jobs, name):

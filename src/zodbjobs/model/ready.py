@@ -19,9 +19,17 @@ from persistent import Persistent
 
 #: Bits of a key that are not time.
 TIE_BITS = 6
+
+#: Keys have 63 bits, so a time beyond this (the year 4253, in microseconds) sorts as this.
+FAR = 2**56
 TIE_MASK = (1 << TIE_BITS) - 1
 
 PRIORITY, CHANNEL, QUOTAS, ONCE = range(4)
+
+
+def order_key(us):
+    """The first key for the time `us` (microseconds), whatever time a caller wished for."""
+    return min(max(us, 0), FAR) << TIE_BITS
 
 
 class Sorted(LOBTree):
@@ -65,7 +73,7 @@ class Ready(Persistent):
     def file(self, entry, now):
         """Sort an Entry in: among the due ones, or among those due later."""
         if entry.due > now:
-            self.later.add(entry.due << TIE_BITS, (entry.token, entry.group, entry.job))
+            self.later.add(order_key(entry.due), (entry.token, entry.group, entry.job))
         else:
             self._file_due(entry.group, entry.token, entry.job)
 
@@ -139,12 +147,28 @@ class Ready(Persistent):
                 return
             yield token, slot, group, job
 
-    def walk(self):
-        """Yield (priority, token, job) of the due jobs in claim order."""
+    def walk(self, now):
+        """Yield (priority, token, job) of the jobs due at `now` in claim order."""
+        rest = [
+            (group[PRIORITY], token, job)
+            for token, group, job in self.later.values(max=order_key(now + 1), excludemax=True)
+        ]
+        rest.sort(key=_place)
+        return heapq.merge(rest, self._walk_groups(), key=_place)
+
+    def _walk_groups(self):
         for run in self.runs():
             streams = [self.stream(group) for group in run]
             for token, _, group, job in merged(streams):
                 yield group[PRIORITY], token, job
+
+    def walk_later(self, now):
+        """Yield (due, priority, token, job) of the jobs due after `now`, the first due first."""
+        entries = self.later.items(min=order_key(now + 1))
+        for due, run in itertools.groupby(entries, key=lambda entry: entry[0] >> TIE_BITS):
+            places = [(group[PRIORITY], token, job) for _, (token, group, job) in run]
+            for place in sorted(places, key=_place):
+                yield due, *place
 
     def take(self, group, slot):
         """Remove one due job."""
@@ -160,6 +184,11 @@ class Ready(Persistent):
         self.deadlines.clear()
         self.waiting.set(0)
         self.dropped.set(0)
+
+
+def _place(item):
+    """(priority, token) of (priority, token, job): a job does not compare."""
+    return item[:2]
 
 
 def merged(streams):

@@ -121,10 +121,11 @@ class JobRecord(Persistent):
             elif not _is_comparable(value) or value != getattr(JobRecord, name):
                 state[number] = value
         args, kwargs = self.__dict__.get('_v_args'), self.__dict__.get('_v_kwargs')
-        if args is not None:
-            state[STATE['_args']] = tuple(args)
-        if kwargs is not None:
-            state[STATE['_kwargs']] = dict(kwargs)
+        for name, given in (('_args', args and tuple(args)), ('_kwargs', kwargs and dict(kwargs))):
+            if given:
+                state[STATE[name]] = given
+            elif given is not None:
+                state.pop(STATE[name], None)
         if self._due == self._put:  # most jobs begin when they are put
             state.pop(STATE['_due'], None)
         if extra:
