@@ -92,6 +92,9 @@ class Dispatcher:
 
     thread = None  # the thread its private reactor runs in, if any
 
+    #: Makes the pool of an agent; a simulator gives its threads turns.
+    pool_class = AgentThreadPool
+
     def __init__(
         self,
         db,
@@ -286,9 +289,13 @@ class Dispatcher:
                 self._manager.abort()
                 if not trouble.is_conflict(error) or number == PASS_ATTEMPTS - 1:
                     raise
-                backoff = FIRST_BACKOFF_SECONDS * 2**number
-                time.sleep(random.uniform(0, min(LONGEST_BACKOFF_SECONDS, backoff)))
+                self._back_off(number)
         return None
+
+    def _back_off(self, number):
+        """Wait after the conflict of that number, so that two do not collide again."""
+        backoff = FIRST_BACKOFF_SECONDS * 2**number
+        time.sleep(random.uniform(0, min(LONGEST_BACKOFF_SECONDS, backoff)))
 
     def _begin(self):
         """Begin a transaction on the kept connection; returns the queues, or {}."""
@@ -443,7 +450,7 @@ class Dispatcher:
                 if pool is not None:
                     self._close_pools([pool])
                 surroundings = Surroundings(self, name, agent_name)
-                pool = AgentThreadPool(self, surroundings, agent._p_oid, agent.size)
+                pool = self.pool_class(self, surroundings, agent._p_oid, agent.size)
                 pools[agent_name] = pool
                 self.db.setPoolSize(self.db.getPoolSize() + agent.size)
             elif pool.getSize() != agent.size:
@@ -675,8 +682,7 @@ class Dispatcher:
         """Wait for what runs, hand back the rest, and be off."""
         with self._pass_lock:  # a pass that is under way may be claiming
             self._withdraw()
-        with self._landed:
-            self._landed.wait_for(lambda: not (self._flight and self.grace), self.grace)
+        self._await_landing()
         with self._pass_lock:
             self._hand_back_all()
             for pools in self.queues.values():
@@ -697,6 +703,11 @@ class Dispatcher:
             )  # fmt: skip
         self.activated = False
         log.info('dispatcher %s has stopped', self.UUID)
+
+    def _await_landing(self):
+        """Let running jobs end, `grace` seconds at most."""
+        with self._landed:
+            self._landed.wait_for(lambda: not (self._flight and self.grace), self.grace)
 
     def _await_threads(self):
         """Let threads close their connections, so that the database can be closed after this."""

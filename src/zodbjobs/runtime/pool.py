@@ -121,6 +121,8 @@ class Worker:
 class AgentThreadPool:
     """The threads of one agent."""
 
+    worker_class = Worker
+
     def __init__(self, dispatcher, surroundings, agent_oid, size):
         self.dispatcher = dispatcher
         self.surroundings = surroundings
@@ -218,7 +220,7 @@ class AgentThreadPool:
         thread.start()
 
     def _work(self):
-        worker = Worker(self)
+        worker = self.worker_class(self)
         try:
             while not worker.abandoned and (item := self._inbox.get()) is not _END:
                 try:
