@@ -89,3 +89,12 @@ def test_a_queue_lists_what_is_sorted_and_what_is_not(layer):
     last = layer.queue.put(add)
     urgent = layer.queue.put(add, priority=1)
     assert list(layer.queue) == [urgent, *first, last]
+
+
+def test_a_job_that_returned_a_job_is_counted_once(layer):
+    """tutorial.rst: started is successful and failed, and nothing is unknown."""
+    run(layer, return_a_new_plan)
+    layer.reactor.time_flies(layer.dispatcher.poll_interval)
+    statistics = layer.dispatcher.getStatistics()
+    counts = [statistics[name] for name in ('started', 'successful', 'failed', 'unknown')]
+    assert counts == [5, 5, 0, 0]

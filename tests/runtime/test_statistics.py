@@ -194,10 +194,20 @@ def test_claim_that_nobody_ended(time):
     claims(stats, 1)
     claims(stats, 1)
     assert counts(stats) == [2, 0, 0, 1]
+    assert stats.getStatistics()['longest active'] == job(1)
+
+
+def test_a_job_that_waited_is_claimed_for_the_rest(time):
+    """What it waited for has ended: it goes on, and was started once."""
+    stats = Statistics()
+    claims(stats, 1)
     stats.waits(job(1))
     claims(stats, 1)
-    assert counts(stats) == [3, 0, 0, 2]
+    assert counts(stats) == [1, 0, 0, 0]
     assert stats.getStatistics()['longest active'] == job(1)
+    stats.finished(job(1), False, '42')
+    assert counts(stats) == [1, 1, 0, 0]
+    assert stats.getJobInfo(1)['result'] == '42'
 
 
 def test_what_nobody_claimed_is_no_error():

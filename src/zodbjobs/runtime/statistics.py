@@ -308,6 +308,8 @@ class JobsLog:
         attempt = _Attempt(job_id, queue, agent, poll_key, quota_names)
         with self._lock:
             former = self._taken(job_id)
+            if former is not None and former.left is not None:
+                return  # it has waited for a job, and is claimed for the rest: it goes on
             if former is not None:  # nobody said how that one ended
                 self._end(former, UNKNOWN)
             self._active[job_id] = attempt
