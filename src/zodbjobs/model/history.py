@@ -5,6 +5,7 @@ says, and never more than a bound.  One dispatcher writes: in the claim that
 follows, so that a completion writes its own job only, or when it is idle.
 """
 
+import heapq
 import itertools
 
 from BTrees.LOBTree import LOBTree
@@ -87,17 +88,12 @@ class History(Persistent):
     def newest(self, limit=None):
         """Yield the finished jobs, newest first, at most `limit`."""
         walks = [_backwards(self.done), _backwards(self.failed)]
-        heads = [next(walk, None) for walk in walks]
-        count = 0
-        while any(heads) and count != limit:
-            i = max((0, 1), key=lambda n: heads[n][0] if heads[n] else -1)
-            yield heads[i][1][1]
-            heads[i] = next(walks[i], None)
-            count += 1
+        walk = heapq.merge(*walks, key=lambda item: item[0], reverse=True)
+        return itertools.islice(_still_finished(walk), limit)
 
     def newest_failed(self, limit=None):
         """Yield the failed jobs, newest first, at most `limit`."""
-        return (job for _, (_, job) in itertools.islice(_backwards(self.failed), limit))
+        return itertools.islice(_still_finished(_backwards(self.failed)), limit)
 
     def undone(self, before=None, limit=SWEEP_LIMIT):
         """Look at `limit` entries from the key `before` down (None: from the newest).
@@ -115,6 +111,13 @@ class History(Persistent):
 
     def __iter__(self):
         return self.newest()
+
+
+def _still_finished(entries):
+    """Yield the jobs, without those that were made to run again: their new end is listed too."""
+    for _, (token, job) in entries:
+        if getattr(job, '_token', token) == token:  # a job whose class is gone has no token
+            yield job
 
 
 def _older(tree, moment):

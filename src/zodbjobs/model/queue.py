@@ -442,6 +442,9 @@ class Queue(Persistent):
             self.ready.dropped.change(-1)
             self.ready.waiting.change(-1)
             return
+        if job._begin_by is not None:  # once more at each blocker, which does no harm
+            deadline = order_key(job._due + job._begin_by)
+            self.ready.deadlines.add(deadline, (token, job))
         blockers = job.blockers()
         if blockers and job.failed_dependency() is None:
             first = blockers[0]
@@ -453,11 +456,7 @@ class Queue(Persistent):
             waiting[job.oid] = (token, job)
             return
         group = (job._priority, job._channel or '', job._quota_names, int(job.runs_once))
-        deadline = 0 if job._begin_by is None else job._due + job._begin_by
-        now = clock.micros()
-        self.ready.file(Entry(token, job._due, group, job), now)
-        if deadline:
-            self.ready.deadlines.add(order_key(deadline), (token, job))
+        self.ready.file(Entry(token, job._due, group, job), clock.micros())
 
     def conclude(self, agent, job):
         """A job that an agent ran has its result: list it, and let others go on.

@@ -31,7 +31,7 @@ from zodbjobs.interfaces import IUUID, KEY, IDispatcher, JobClaimed
 from zodbjobs.runtime import attempt, fence, trouble, wakeup, witness
 from zodbjobs.runtime.annotations import Notebook, Surroundings
 from zodbjobs.runtime.liveness import LOOK_SECONDS, Liveness
-from zodbjobs.runtime.look import Look, earliest
+from zodbjobs.runtime.look import Look, earliest, poll_results
 from zodbjobs.runtime.pool import AgentThreadPool, LoopThread, await_value
 from zodbjobs.runtime.retire import Retirement
 from zodbjobs.runtime.statistics import Statistics
@@ -187,6 +187,15 @@ class Dispatcher:
         self.reactor.callWhenRunning(self._pass_soon)
         if self._liveness.needs_looks:
             self.reactor.callWhenRunning(self._look_at_siblings)
+
+    def _forget_former_life(self):
+        """What still runs from before the latest stop was handed back, and concerns us no more."""
+        with self._guard:
+            self.queues = {}
+            self._flight.clear()
+            self._deferred.clear()
+            self._served = set()
+            self._slow_due = 0.0
 
     def _forget_former_life(self):
         """What still runs from before the latest stop was handed back, and concerns us no more."""
@@ -409,7 +418,9 @@ class Dispatcher:
         poll = self.statistics.begin_poll()
         try:
             looks = [
-                Look(self, queue, reports) for name, queue in queues.items() if name in self._served
+                Look(self, queue, reports, slow)
+                for name, queue in queues.items()
+                if name in self._served
             ]
             found = [assignment for look in looks for assignment in look.make()]
             if found or slow or any(look.is_worth_a_commit for look in looks):
@@ -427,7 +438,7 @@ class Dispatcher:
                     self._reports = reports + self._reports
         self._send_out(found, poll)
         if slow or found:
-            self.statistics.polled(self._poll_results(queues, found), poll)
+            self.statistics.polled(poll_results(self, queues, found), poll)
         if slow:
             self._end_orphans(queues)
         if self._listener.pushes:
@@ -494,27 +505,6 @@ class Dispatcher:
             notify(JobClaimed(assignment))
         except Exception:
             log.exception('a subscriber to JobClaimed failed')
-
-    def _poll_results(self, queues, found):
-        results = {}
-        for name, queue in queues.items():
-            record = queue.dispatchers.get(self.UUID)
-            if record is None or record.activated is None:
-                results[name] = None
-                continue
-            results[name] = {
-                agent.name: {
-                    'size': agent.size,
-                    'len': self.flight_count(name, agent.name),
-                    'error': None,
-                    'new jobs': [
-                        a.job_id for a in found if (a.queue, a.agent) == (name, agent.name)
-                    ],
-                    'active jobs': self.statistics.getActiveJobIds(name, agent.name),
-                }
-                for agent in record.values()
-            }
-        return results
 
     def flight_count(self, queue, agent):
         """How many jobs of an agent take a slot now."""

@@ -15,19 +15,21 @@ log = logging.getLogger('zodbjobs.events')
 class Look:
     """One pass's look at one queue: what ended, a `Round`, and what came of it."""
 
-    def __init__(self, dispatcher, queue, reports):
+    def __init__(self, dispatcher, queue, reports, slow=False):
         self.dispatcher = dispatcher
         self.queue = queue
         self.record = queue.dispatchers.get(dispatcher.UUID)
         self.reports = [report for report in reports if report.assignment.queue == queue.name]
+        self.slow = slow  # a poll, which has the time for chores
         self.retirement = Retirement(queue, clock.micros())
         self.wake_at = None
         self.is_worth_a_commit = False
+        self._hindered = False
 
     @property
     def released(self):
-        """Whether jobs that waited for others may start now."""
-        return self.retirement.released
+        """Whether jobs may start now that could not be claimed by this look."""
+        return self.retirement.released or self._hindered
 
     def make(self):
         """Claim for every agent that has room; returns the Assignments."""
@@ -44,6 +46,7 @@ class Look:
         if queue.is_paused(now):
             paused = queue.settings.paused
             self.wake_at = None if paused is True else paused
+            self._tidy(look)
         else:
             found = self._pick(look)
         self.is_worth_a_commit |= look.touched | bool(queue.intake.prune(now))
@@ -67,13 +70,23 @@ class Look:
         ]
         agents = [item for item in agents if item[1] or item[2]]
         if not agents:
+            self._tidy(look)
             return []
         look.sort()
         found = []
         for agent, room, ahead in agents:
             found += look.pick(agent, room, ahead)
         look.file_rest()
+        if look.hindered and self.reports:
+            self._hindered = self.is_worth_a_commit = True
+            self.retire()
         return found
+
+    def _tidy(self, look):
+        """Sort although nobody takes anything now: deadlines must be seen."""
+        if self.slow:
+            look.sort()
+            look.file_rest()
 
     def _rank(self):
         active = sorted(str(r.UUID) for r in self.record.parent.values() if r.activated)
@@ -82,6 +95,27 @@ class Look:
 
     def _complain(self, what, error):
         log.error('queue %r: %s', self.queue.name, what, exc_info=error)
+
+
+def poll_results(dispatcher, queues, found):
+    """What a pass found, for the statistics: {queue name: None or {agent name: facts}}."""
+    results = {}
+    for name, queue in queues.items():
+        record = queue.dispatchers.get(dispatcher.UUID)
+        if record is None or record.activated is None:
+            results[name] = None
+            continue
+        results[name] = {
+            agent.name: {
+                'size': agent.size,
+                'len': dispatcher.flight_count(name, agent.name),
+                'error': None,
+                'new jobs': [a.job_id for a in found if (a.queue, a.agent) == (name, agent.name)],
+                'active jobs': dispatcher.statistics.getActiveJobIds(name, agent.name),
+            }
+            for agent in record.values()
+        }
+    return results
 
 
 def earliest(*moments):

@@ -8,8 +8,12 @@ together for all that have ended since.
 Runs in the dispatcher's transaction.
 """
 
+from zope.event import notify
+
 from zodbjobs import status
+from zodbjobs.interfaces import JobFiled
 from zodbjobs.model.intake import entries_of
+from zodbjobs.model.job import WAITS_FOR_JOB
 from zodbjobs.runtime import attempt
 
 #: Parents that wait for a returned job, looked at in one sweep.
@@ -27,7 +31,7 @@ class Retirement:
     def presses(self, reports):
         """Whether somebody may be waiting for these Reports to be written."""
         return any(
-            report.kind not in (attempt.FINISHED, attempt.STALE, attempt.REASSIGNED)
+            report.kind not in (attempt.FINISHED, attempt.REASSIGNED)
             or report.assignment.quota_names
             or report.job_id is not None
             or int.from_bytes(report.assignment.oid, 'big') in self.queue.waiters
@@ -39,13 +43,33 @@ class Retirement:
         free = {}  # quota name -> tokens whose places are free again
         for report in reports:
             agent = record.get(report.assignment.agent)
-            if agent is not None and self._retire(agent, report):
-                for name in report.assignment.quota_names:
-                    free.setdefault(name, set()).add(report.assignment.token)
+            if agent is None:
+                self._retire_without(report)
+            elif not self._retire(agent, report):
+                continue
+            for name in report.assignment.quota_names:
+                free.setdefault(name, set()).add(report.assignment.token)
         for name, tokens in free.items():
             quota = self.queue.quotas.get(name)
             if quota is not None:
-                quota.free(tokens)
+                self._free(quota, tokens)
+
+    def _free(self, quota, tokens):
+        """Take back these places; a sibling may have waited for one."""
+        was_filled = quota.filled
+        quota.free(tokens)
+        siblings = sum(r.activated is not None for r in self.queue.dispatchers.values()) > 1
+        if was_filled and siblings:
+            notify(JobFiled(None, self.queue))
+
+    def _retire_without(self, report):
+        """The agent was removed as soon as its last job had ended: let others go on."""
+        if report.kind == attempt.FINISHED:
+            oid = report.assignment.oid
+            job = self.queue._p_jar.get(oid)
+            self._let_go(int.from_bytes(oid, 'big'), job, report.job_id)
+        elif report.kind == attempt.STALE:
+            self.queue.ready.dropped.change(-1)
 
     def _retire(self, agent, report):
         """Take one entry off; False if it went already."""
@@ -62,14 +86,20 @@ class Retirement:
             agent.waiting[oid] = job
         elif report.kind == attempt.STALE:
             self.queue.ready.dropped.change(-1)
-        elif report.kind == attempt.OVERRAN and job._token == assignment.token:
-            if job.is_unfinished():
-                job.overran()
-            else:
-                self.queue.conclude(agent, job)
-        elif report.kind == attempt.LOST and job._token == assignment.token:
-            job.was_interrupted()
+        elif report.kind in (attempt.OVERRAN, attempt.LOST) and job._token == assignment.token:
+            self._give_back(agent, oid, job, report.kind)
         return True
+
+    def _give_back(self, agent, oid, job, kind):
+        """The attempt did not come to its end: go on with the job where it stands."""
+        if not job.is_unfinished():
+            self.queue.conclude(agent, job)
+        elif job.waits == WAITS_FOR_JOB:
+            agent.waiting[oid] = job
+        elif kind == attempt.OVERRAN:
+            job.overran()
+        else:
+            job.was_interrupted()
 
     def _let_go(self, oid, job, job_id):
         if job_id is not None:
