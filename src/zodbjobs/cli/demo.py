@@ -2,9 +2,9 @@
 
 The first part of this module is what an application would write: four
 functions that run as jobs, and one that puts them.  A job of its own reads
-each file, a hundred side by side make a batch; what a batch has read goes into the
-index in one piece, and never two batches at the same moment; when all batches
-are done, their figures become a report.  The jobs, their results and the index
+each file, a hundred side by side make a batch; what a batch has read goes into
+the index in one piece, and never two batches at the same moment; when all
+batches are done, their figures become a report.  The jobs, their results and the index
 are in one database, so nothing is lost or done twice wherever the program is
 stopped: the next run goes on.
 
@@ -112,12 +112,13 @@ def reason(job):
 
 def figures(reads):
     """How the jobs of one batch went."""
+    ran = [read for read in reads if read.active_start and read.active_end]  # not: cancelled
     overhead = 2 * [clock.micros()]  # `update` and `add_parsed` are jobs, too
     return {
         'broken': [(read.args[1], reason(read)) for read in reads if read.outcome != 'success'],
-        'ends': [clock.micros_of(read.active_end) for read in reads] + overhead,
-        'waits': [(read.active_start - read.begin_after).total_seconds() for read in reads],
-        'retried': sum(read.attempts - 1 + read.interruptions for read in reads),
+        'ends': [clock.micros_of(read.active_end) for read in ran] + overhead,
+        'waits': [(read.active_start - read.begin_after).total_seconds() for read in ran],
+        'retried': sum(read.attempts - 1 + read.interruptions for read in ran),
         'conflicts': sum(read.conflicts for read in reads),
         'lost': [],
     }

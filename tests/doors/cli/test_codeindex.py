@@ -353,7 +353,7 @@ def test_changes_of_different_files_in_two_connections_are_merged(tmp_path):
 # Asking ------------------------------------------------------------------------------------
 
 
-@pytest.fixture
+@pytest.fixture(scope='module')
 def library():
     """An index of two packages of the standard library, with one broken file."""
     index = CodeIndex(LIBRARY)

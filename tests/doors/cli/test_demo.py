@@ -478,3 +478,18 @@ def test_the_signal_handlers_are_put_back(capsys, folder, database):
     before = [signal.getsignal(number) for number in staff.SIGNALS]
     run(capsys, folder, '--db', database)
     assert [signal.getsignal(number) for number in staff.SIGNALS] == before
+
+
+def test_a_cancelled_file_is_broken_and_the_batch_is_not_lost(capsys, folder, database):
+    demo.make_database(database, str(folder), fresh=False)
+    db = open_database(f'file:{database}')
+    with db.transaction() as connection:
+        index = connection.root()[demo.INDEXES][str(folder)]
+        paths = list(scan(str(folder)).items())[:2]
+        reads = [connection.root()[KEY][''].put(Job(parse, str(folder), *item)) for item in paths]
+        for read in reads:
+            read.cancel()
+        figures = demo.add_parsed(index, *reads)
+        assert [why.partition(':')[0] for path, why in figures['broken']] == 2 * ['CancelledError']
+        assert figures['waits'] == [] and len(index.broken()) == 2
+    db.close()
