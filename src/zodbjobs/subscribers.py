@@ -115,23 +115,34 @@ class AgentInstaller:
         log.info('queue %r: agent %r of %s was added', queue.name, self.agent_name, record.UUID)
 
 
+#: Database -> the installers that `at_activation` was given for it.
+_installers = weakref.WeakKeyDictionary()
+_guard = threading.Lock()
+
+
 def at_activation(db, installer):
     """Call `installer` when a dispatcher is activated in a queue of `db`, for as long as that is.
 
     For configuration from Python; ZCML subscribes to DispatcherActivated.
     """
-    known = weakref.ref(db)
+    with _guard:
+        _installers.setdefault(db, []).append(installer)
+    # One subscriber for all, that stays: to take one out while the others are
+    # being called would hide the next one.
+    if _activated not in zope.event.subscribers:
+        zope.event.subscribers.append(_activated)
 
-    def heard(event):
-        db = known()
-        if db is None:
-            zope.event.subscribers.remove(heard)
-        elif isinstance(event, DispatcherActivated):
-            home = event.object.queue._p_jar.db()
-            if home is db or db.database_name in getattr(home, 'databases', ()):
+
+def _activated(event):
+    if not isinstance(event, DispatcherActivated):
+        return
+    family = event.object.queue._p_jar.db().databases
+    with _guard:
+        found = [(db, tuple(installers)) for db, installers in _installers.items()]
+    for db, installers in found:
+        if family.get(db.database_name) is db:  # unrelated ones may have its name
+            for installer in installers:
                 installer(event)
-
-    zope.event.subscribers.append(heard)
 
 
 class _DispatcherInstaller:
