@@ -1,23 +1,28 @@
 """Jobs in the ZODB: put in your transaction, run exactly once, nothing beside it.
 
-The public names are here; importing them imports no Twisted reactor.
+The public names are here.  Each is imported when it is asked for, so the
+command line answers at once, and no name imports a Twisted reactor.
 """
 
 import importlib
+import typing
 
-from zodbjobs import local
-from zodbjobs.model.agent import Agent
-from zodbjobs.model.compose import parallel, serial
-from zodbjobs.model.failure import Failure
-from zodbjobs.model.job import Job
-from zodbjobs.model.queue import Queue, Queues
-from zodbjobs.model.retry import (
-    NeverRetry,
-    RetryCommonForever,
-    RetryCommonFourTimes,
-    RetryPolicy,
-)
-from zodbjobs.runtime import wakeup
+import zope.event
+
+if typing.TYPE_CHECKING:
+    from zodbjobs import local
+    from zodbjobs.model.agent import Agent
+    from zodbjobs.model.compose import parallel, serial
+    from zodbjobs.model.failure import Failure
+    from zodbjobs.model.job import Job
+    from zodbjobs.model.queue import Queue, Queues
+    from zodbjobs.model.retry import (
+        NeverRetry,
+        RetryCommonForever,
+        RetryCommonFourTimes,
+        RetryPolicy,
+    )
+    from zodbjobs.runtime.dispatcher import Dispatcher
 
 __all__ = [
     'Agent',
@@ -35,18 +40,36 @@ __all__ = [
     'serial',
 ]
 
-#: Names that bring Twisted with them, and are imported when they are asked for.
-_LATER = {'Dispatcher': 'zodbjobs.runtime.dispatcher'}
-
-# A process that only puts wakes dispatchers too.
-wakeup.install()
+_HOMES = {
+    'Agent': 'model.agent',
+    'Dispatcher': 'runtime.dispatcher',
+    'Failure': 'model.failure',
+    'Job': 'model.job',
+    'NeverRetry': 'model.retry',
+    'Queue': 'model.queue',
+    'Queues': 'model.queue',
+    'RetryCommonForever': 'model.retry',
+    'RetryCommonFourTimes': 'model.retry',
+    'RetryPolicy': 'model.retry',
+    'parallel': 'model.compose',
+    'serial': 'model.compose',
+}
 
 
 def __getattr__(name):
-    if name in _LATER:
-        return getattr(importlib.import_module(_LATER[name]), name)
-    raise AttributeError(f'module {__name__!r} has no attribute {name!r}')
+    if name not in _HOMES:
+        raise AttributeError(f'module {__name__!r} has no attribute {name!r}')
+    return getattr(importlib.import_module(f'{__name__}.{_HOMES[name]}'), name)
 
 
 def __dir__():
     return sorted(__all__)
+
+
+def _ring(event):
+    """Wake dispatchers at the commit of a process that puts, whatever else it imports."""
+    if getattr(event, 'rings', False):
+        importlib.import_module('zodbjobs.runtime.wakeup').job_added(event)
+
+
+zope.event.subscribers.append(_ring)

@@ -103,7 +103,8 @@ def resolved(stored):
 def _found(text):
     module_name, _, name = text.partition(':')
     try:
-        found = sys.modules.get(module_name) or importlib.import_module(module_name)
+        # Not from sys.modules: another thread may still be importing it
+        found = importlib.import_module(module_name)
         for part in name.split('.'):
             found = getattr(found, part)
     except ImportError as error:

@@ -405,7 +405,8 @@ class Attempt:
         finally:
             self.data_cache.pop(retry.KIND, None)
             self._abort()
-        trace.warning('%r: %s; its policy says %r', job, failure.getErrorMessage(), advice)
+        level = logging.INFO if kind is None and advice is False else logging.WARNING
+        trace.log(level, '%r: %s; its policy says %r', job, failure.getErrorMessage(), advice)
         if advice is False:
             return Decision(GIVE_UP), failure
         if advice is True and kind == retry.CONFLICT:
