@@ -4,8 +4,8 @@ import datetime
 
 import pytest
 
-from tests.model.support import DAY, Thing, fails, other_work, work
-from zodbjobs import Job, Queue, clock, status
+from tests.model.support import work
+from zodbjobs import clock
 
 
 def sort_all(side):

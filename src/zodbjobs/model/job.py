@@ -40,7 +40,14 @@ from zodbjobs.model.failure import Failure, is_failure
 from zodbjobs.model.notes import Annotations
 from zodbjobs.model.ready import TIE_MASK
 from zodbjobs.model.record import JobRecord
-from zodbjobs.model.wishes import checked_channel, checked_limit, checked_priority, checked_span
+from zodbjobs.model.wishes import (
+    check_factory,
+    checked_channel,
+    checked_level,
+    checked_limit,
+    checked_priority,
+    checked_span,
+)
 
 #: What an ACTIVE job without a thread waits for.
 WAITS_FOR_JOB = 'job'
@@ -150,7 +157,7 @@ class Job(JobRecord):
 
     def _stored(self, oid):
         try:
-            return self._p_jar.get(oid)
+            return None if self._p_jar is None else self._p_jar.get(oid)
         except KeyError:  # a POSKeyError: the queue or the agent was removed
             return None
 
@@ -222,7 +229,7 @@ class Job(JobRecord):
 
     @failure_log_level.setter
     def failure_log_level(self, level):
-        self._failure_log_level = level
+        self._failure_log_level = checked_level(level)
 
     @property
     def time_limit(self):
@@ -245,6 +252,7 @@ class Job(JobRecord):
 
     @retry_policy_factory.setter
     def retry_policy_factory(self, factory):
+        check_factory(factory, self._p_jar)
         self._retry_policy_factory = factory
 
     def getRetryPolicy(self):
@@ -262,6 +270,8 @@ class Job(JobRecord):
 
     @property
     def status(self):
+        if self._queue_oid is not None and self._p_jar is None:
+            self._was_never_put()
         if self._status != status.PENDING:
             running_callback = self._status == status.NEW and local.getJob() is self
             return status.ACTIVE if running_callback else self._status
@@ -368,24 +378,24 @@ class Job(JobRecord):
         return self._add_callback(job, failure_log_level, retry_policy_factory)
 
     def _add_callback(self, job, failure_log_level, retry_policy_factory):
-        if job._status != status.NEW or job._parent is not None:
-            raise BadStatusError(f'{job!r} is {job.status}: a callback must be a new job')
+        _check_new(job)
         if failure_log_level is not None:
-            job._failure_log_level = failure_log_level
+            job.failure_log_level = failure_log_level
         if retry_policy_factory is not None:
-            job._retry_policy_factory = retry_policy_factory
-        job._parent = self
-        if self._status == status.COMPLETED:
-            queue = self.queue
-            if queue is None:
-                job(*job.call_args())
-            else:
-                queue.put(job)
-            self._callbacks += (job,)
+            job.retry_policy_factory = retry_policy_factory
+        jar = self._p_jar
+        if jar is not None:
+            job.check_args(jar)
+        queue = self.queue if self.status == status.COMPLETED else None
+        if queue is not None:
+            queue.put_callback(job, self)
         else:
-            if self._p_jar is not None:
-                self._p_jar.add(job)
-            self._callbacks += (job,)
+            job._parent = self
+            if self._status == status.COMPLETED:
+                job(*job.call_args())
+            elif jar is not None:
+                jar.add(job)
+        self._callbacks += (job,)
         return job
 
     def untold(self):
@@ -400,11 +410,16 @@ class Job(JobRecord):
 
     def __call__(self, *args, **kwargs):
         self._must_be('call', status.NEW, status.ASSIGNED)
+        former = self._status
         self.begun(clock.micros(), None)
+        self._status = status.ACTIVE
         try:
             value = self.run(args, kwargs)
         except Exception as error:
             value = Failure(error)
+        except BaseException:
+            self._status = former
+            raise
         self.settled(value)
         self._conclude()
         return self._result
@@ -428,21 +443,23 @@ class Job(JobRecord):
         queue.held.pop(self.oid, None)
         self._hold_reason = None
         self._status = status.PENDING
+        if self._put is None:  # a callback, which was never put
+            self._put = self._due = clock.micros()
         queue.file(self)
 
     def cancel(self):
         if self._status in status.FINISHED:
             raise BadStatusError(f'cannot cancel {self!r}: it is {self._status}')
-        error = CancelledError(f'{self!r} was cancelled')
         if self._status == status.PENDING and self.status != status.PENDING:
             self._cancelled = True  # its worker meets this at its commit
-            return
-        self.fail(error)
+        else:
+            self._end_with(CancelledError(f'{self!r} was cancelled'))
 
     def fail(self, error=None):
-        if self._status in status.FINISHED:
-            raise BadStatusError(f'cannot fail {self!r}: it is {self._status}')
-        error = TimeoutError() if error is None else error
+        self._must_be('fail', status.NEW, status.PENDING, status.HELD, status.ASSIGNED)
+        self._end_with(TimeoutError() if error is None else error)
+
+    def _end_with(self, error):
         queue = self.queue if self._status != status.NEW else None
         if self._status == status.PENDING:
             queue.unfile(self)
@@ -463,6 +480,8 @@ class Job(JobRecord):
         queue = self.queue
         if queue is None:
             raise BadStatusError(f'cannot retry {self!r}: it was not run by a queue')
+        if self._id is not None:
+            queue.name_again(self)
         self._move(status.PENDING)
         self._result = self._active_start = self._active_end = self._told = None
         self._policy = None
@@ -483,12 +502,20 @@ class Job(JobRecord):
         if assigner is not None:
             self._assigner = assigner
 
-    def taken_out(self):
-        """It left its queue before it began: it is new again."""
+    def taken_out(self, notes=None):
+        """It left its queue before it began: it is new again, and keeps its annotations."""
         self._move(status.NEW)
+        if notes is not None:
+            self._annotations = notes
+        self._hold_reason = None
         self._queue_oid = self._put = self._due = None
         self._token &= TIE_MASK  # its place is gone; entries of it may be left
         self._assigner = None
+
+    def _was_never_put(self):
+        """The transaction that put it was aborted, which leaves an object that is new as it was."""
+        self._status = status.NEW
+        self._queue_oid = self._put = self._due = self._assigner = self._result = None
 
     def begun(self, now, agent_oid):
         """An attempt begins at `now` for the agent of that oid."""
@@ -651,6 +678,9 @@ class Job(JobRecord):
             check_storable(self._call, jar, f'the callable of {self!r}')
         check_storable(tuple(self.args), jar, f'an argument of {self!r}')
         check_storable(dict(self.kwargs), jar, f'a keyword argument of {self!r}')
+        check_factory(self._retry_policy_factory, jar)
+        for callback in self._callbacks:
+            callback.check_args(jar)
 
     def stats(self):
         return {
@@ -698,6 +728,9 @@ class Choice(Job):
 
     def __init__(self, success=None, failure=None):
         sides = [None if side is None else as_job(side) for side in (success, failure)]
+        for side in sides:
+            if side is not None:
+                _check_new(side)
         super().__init__(_pass_on, *sides)
 
     success = property(lambda self: self.args[0])
@@ -742,6 +775,11 @@ class Choice(Job):
 
 def _pass_on(result):
     return result
+
+
+def _check_new(job):
+    if job.status != status.NEW or job._parent is not None:
+        raise BadStatusError(f'{job!r} is {job.status}: a callback must be a new job')
 
 
 def as_job(call):

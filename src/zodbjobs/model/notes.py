@@ -27,6 +27,10 @@ class Notes(Persistent):
             tree = self.trees[oid] = OOBTree()
         return tree
 
+    def take(self, oid):
+        """Give the annotations of that job away; None if it has none."""
+        return self.trees.pop(oid, None)
+
     def drop(self, oid):
         if oid in self.trees:
             del self.trees[oid]

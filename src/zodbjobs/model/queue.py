@@ -33,6 +33,7 @@ from zodbjobs.interfaces import (
     JobFiled,
     QueueClosed,
 )
+from zodbjobs.model.call import check_storable
 from zodbjobs.model.handout import Round
 from zodbjobs.model.ids import UniqueIds
 from zodbjobs.model.intake import DEPENDS, URGENT, Entry, Intake
@@ -46,6 +47,7 @@ from zodbjobs.model.wishes import (
     checked_channel,
     checked_due,
     checked_id,
+    checked_level,
     checked_limit,
     checked_priority,
     checked_retries,
@@ -146,30 +148,32 @@ class Queue(Persistent):
             raise QueueClosed(f'queue {self.name!r} is closed; set queue.closed = False to open it')
         now = clock.micros()
         job = as_job(item)
-        if job._status != status.NEW:
+        if job.status != status.NEW:
             raise BadStatusError(f'{job!r} is {job.status}: a job is put once; put a new one')
+        if job._parent is not None and job._parent._status != status.COMPLETED:
+            raise BadStatusError(f'{job!r} is a callback: it runs when {job._parent!r} is done')
+        if on_conflict not in CONFLICTS:
+            raise ValueError(f'on_conflict is one of {CONFLICTS}, not {on_conflict!r}')
         wishes = {
             '_due': checked_due(begin_after, delay, now),
             '_begin_by': checked_span(begin_by, 'begin_by'),
             '_priority': None if priority is None else checked_priority(priority),
             '_channel': checked_channel(channel),
             '_retries': checked_retries(retries, retry_policy_factory),
-            '_failure_log_level': failure_log_level,
+            '_failure_log_level': checked_level(failure_log_level),
             '_retry_policy_factory': retry_policy_factory,
             '_id': checked_id(id),
-            '_depends_on': _checked_jobs(depends_on, 'depends_on') or None,
-            '_after': _checked_jobs(after, 'after') or None,
+            '_depends_on': _checked_jobs(depends_on, 'depends_on', jar) or None,
+            '_after': _checked_jobs(after, 'after', jar) or None,
             '_lease': checked_span(lease, 'lease'),
             '_result_ttl': checked_span(result_ttl, 'result_ttl'),
             '_time_limit': checked_limit(time_limit),
             '_quota_names': self.quotas.check(
                 job._quota_names if quota_names is None else quota_names
-            )
-            or None,
+            ),
         }
         job.check_args(jar)
-        if retry_policy_factory is not None:
-            check_factory(retry_policy_factory)
+        check_factory(retry_policy_factory, jar)
         if job._p_jar is not None and job._p_jar is not jar:
             raise ValueError(f'{job!r} belongs to another connection than the queue')
         if id is not None:
@@ -189,6 +193,15 @@ class Queue(Persistent):
         notify(JobAdded(job, self))
         return job
 
+    def put_callback(self, job, parent):
+        """Put `job`, a callback for `parent`, which has finished."""
+        job._parent = parent
+        try:
+            self.put(job)
+        except Exception:
+            job._parent = None
+            raise
+
     def _jar(self):
         if self._p_jar is None:
             raise ValueError(
@@ -197,10 +210,14 @@ class Queue(Persistent):
             )
         return self._p_jar
 
+    def name_again(self, job):
+        """A finished job that has an id is to run again."""
+        other = self._resolve_conflict(job._id, 'raise')
+        if other is None:
+            self.ids.add(job._id, job)
+
     def _resolve_conflict(self, id, on_conflict):
         """The job to keep instead, or None if the way is free."""
-        if on_conflict not in CONFLICTS:
-            raise ValueError(f'on_conflict is one of {CONFLICTS}, not {on_conflict!r}')
         other = self.ids.get(id)
         if other is None:
             return None
@@ -306,7 +323,7 @@ class Queue(Persistent):
         raise IndexError(f'queue {self.name!r} has {len(self)} waiting jobs')
 
     def __contains__(self, job):
-        return job._status == status.PENDING and job.queue is self
+        return isinstance(job, Job) and job.status == status.PENDING and job.queue is self
 
     def peek(self):
         return next(iter(self), None)
@@ -332,7 +349,7 @@ class Queue(Persistent):
         if job._id is not None:
             self.ids.discard(job._id, job)
         oid = job.oid
-        job.taken_out()
+        job.taken_out(self.notes.take(oid))
         self._call_back(oid)
 
     def _call_back(self, oid):
@@ -557,11 +574,12 @@ def _merged(new, known):
     return heapq.merge(new, known, key=lambda item: item[:-1])
 
 
-def _checked_jobs(jobs, name):
+def _checked_jobs(jobs, name, jar):
     jobs = (jobs,) if isinstance(jobs, Job) else tuple(jobs)
     for job in jobs:
         if not isinstance(job, Job):
             raise TypeError(f'{name} holds jobs, not {job!r}')
         if job.status == status.NEW or job.queue is None:
             raise ValueError(f'{name}: {job!r} is new and would never finish: put it first')
+    check_storable(jobs, jar, name)
     return jobs

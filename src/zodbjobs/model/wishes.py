@@ -8,6 +8,7 @@ Runs in the caller's transaction and touches no stored object.
 
 from zodbjobs import clock
 from zodbjobs.interfaces import MultipleDelayError
+from zodbjobs.model.call import check_storable
 
 MAX_PRIORITY = 2**32 - 1
 
@@ -73,11 +74,22 @@ def checked_retries(retries, factory):
     return retries
 
 
-def check_factory(factory):
-    if not isinstance(factory, str) and not callable(factory):
+def check_factory(factory, jar=None):
+    """Raise unless `factory` can be asked for a policy, and stored by `jar` where that is known."""
+    if factory is None or isinstance(factory, str):
+        return
+    if not callable(factory):
         raise TypeError(
             f'retry_policy_factory is the name of an adapter or a callable, not {factory!r}'
         )
+    if jar is not None:
+        check_storable(factory, jar, 'retry_policy_factory')
+
+
+def checked_level(level):
+    if level is not None and (isinstance(level, bool) or not isinstance(level, int)):
+        raise TypeError(f'failure_log_level is a number such as logging.ERROR, not {level!r}')
+    return level
 
 
 def checked_id(id):
