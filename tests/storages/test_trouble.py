@@ -153,6 +153,20 @@ def test_a_session_that_an_administrator_ends(postgres):
         assert_lost(exc)
 
 
+def test_a_session_that_ends_with_a_code(postgres):
+    """The code that comes with a shutdown, when it comes before the line is cut."""
+    connection = postgres.server.connect(postgres.name)
+    with connection.cursor() as cursor:
+        exc = raised_by(
+            lambda: cursor.execute(
+                "DO $$ BEGIN RAISE 'terminating connection' USING ERRCODE = '57P01'; END $$"
+            )
+        )
+    connection.close()
+    assert exc.pgcode == '57P01'
+    assert_lost(exc)
+
+
 def test_a_server_that_lets_nobody_in(postgres):
     postgres.server.execute(f'ALTER DATABASE {postgres.name} ALLOW_CONNECTIONS false')
     assert_lost(raised_by(lambda: postgres.server.connect(postgres.name)))
