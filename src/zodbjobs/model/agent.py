@@ -27,7 +27,11 @@ def _checked_channels(channels):
         return None
     if isinstance(channels, str):
         raise TypeError(f'channels is a sequence of names: use [{channels!r}]')
-    return tuple(dict.fromkeys(channel or '' for channel in channels))
+    channels = tuple(dict.fromkeys(channel or '' for channel in channels))
+    for channel in channels:
+        if not isinstance(channel, str):
+            raise TypeError(f'a channel is a text or None, not {channel!r}')
+    return channels
 
 
 @implementer(IAgent)
@@ -124,13 +128,17 @@ class Agent(Persistent):
         return True
 
     def _unfinished(self):
-        """{oid: job} of the jobs that have no result yet."""
+        """{oid: job} of the jobs that are not completed yet."""
         found = {
             oid: job
             for oid, token, job, *_ in self.entries()
-            if job._token == token and job.is_unfinished()
+            if getattr(job, '_token', None) == token and job._status != status.COMPLETED
         }
-        found.update((oid, job) for oid, job in entries_of(self.waiting) if job.is_unfinished())
+        found.update(
+            (oid, job)
+            for oid, job in entries_of(self.waiting)
+            if job._status not in (status.COMPLETED, status.NEW)
+        )
         return found
 
     def __iter__(self):

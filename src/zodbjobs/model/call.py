@@ -49,7 +49,7 @@ def stored_form(call):
         raise TypeError(f'{call!r} cannot be called; to pass arguments use Job(function, ...)')
     owner = getattr(call, '__self__', None)
     if owner is not None and not isinstance(owner, (type, types.ModuleType)):
-        return owner, call.__name__
+        return owner, _method_name(owner, call)
     if isinstance(call, (types.FunctionType, types.BuiltinFunctionType, types.MethodType, type)):
         return _name_of(call)
     if isinstance(call, functools.partial):
@@ -57,8 +57,20 @@ def stored_form(call):
     return call
 
 
+def _method_name(owner, call):
+    name = getattr(call, '__name__', None)
+    if name is None or getattr(owner, name, None) != call:
+        raise TypeError(
+            f'{call!r} is not the method {name!r} of its object, so it could not be found again;'
+            f' give it the name under which it is called'
+        )
+    return name
+
+
 def _name_of(call):
     module, name = call.__module__, call.__qualname__
+    if isinstance(getattr(call, '__self__', None), type):  # a class method, maybe an inherited one
+        module, name = call.__self__.__module__, f'{call.__self__.__qualname__}.{call.__name__}'
     if '<lambda>' in name or '<locals>' in name:
         kind = 'a lambda' if '<lambda>' in name else 'a function made inside another function'
         raise TypeError(

@@ -88,11 +88,13 @@ class Round:
         self.queue.await_blockers(entry.token, entry.job)
 
     def expire(self):
-        """Fail the waiting jobs whose begin_by has passed."""
+        """Fail the waiting jobs whose begin_by has passed; returns all jobs that ended by that."""
+        ended = []
         for token, job in self.ready.expire(self.now, EXPIRE_LIMIT):
             self.touched = True
             if is_current(job, token) and job.status == status.PENDING:
-                job.fail()
+                ended += job.expired()
+        return ended
 
     # pick
 
@@ -194,6 +196,7 @@ class Round:
         while len(found) < room and (job := self._chosen(agent)) is not None:
             job.chosen()
             found.append(self._list(agent, job.oid, job._token, job, job.quota_names, ahead=False))
+        self.rooms.clear()  # the chooser's claims took places in quotas
         return found
 
     def _chosen(self, agent):
@@ -206,11 +209,13 @@ class Round:
                 raise ValueError(f'{job!r} was returned, and not taken with queue.claim()')
         except Exception as error:  # noqa: BLE001 - user code; the queue goes on
             self._report(f'chooser {agent.chooser!r} of {agent!r} failed', error)
+            if getattr(job, '_status', None) == status.NEW:
+                self.queue.put(job)  # it was pulled, and would be lost
             job = None
         finally:
             self.queue._v_claims = None
         for claim in claims:
-            if claim[-1] is not job:
+            if claim[-1] is not job and claim[-1]._status == status.ASSIGNED:
                 self._unclaim(*claim)
         return job
 

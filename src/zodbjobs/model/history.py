@@ -8,11 +8,11 @@ follows, so that a completion writes its own job only, or when it is idle.
 import heapq
 import itertools
 
-from BTrees.LOBTree import LOBTree
+from BTrees.Length import Length
 from persistent import Persistent
 
 from zodbjobs import clock
-from zodbjobs.model.ready import TIE_BITS, Sorted
+from zodbjobs.model.ready import Sorted, order_key
 
 DAY_SECONDS = 86_400
 
@@ -23,8 +23,12 @@ KEEP_FAILED_SECONDS = 30 * DAY_SECONDS
 #: How many of each kind an agent keeps at most.
 KEEP_COUNT = 1_000_000
 
-#: How many are forgotten at once: a claim must stay short.
-SWEEP_LIMIT = 100
+#: How many are looked at in search of undone ones.
+LOOK_LIMIT = 100
+
+#: How many are forgotten at once: more than a busy agent finishes between two
+#: sweeps, and few enough for a short transaction.
+SWEEP_LIMIT = 5000
 
 
 class Finished(Sorted):
@@ -46,56 +50,75 @@ class History(Persistent):
     def __init__(self):
         self.done = Finished()  # {finished << 6: (token, job)}
         self.failed = Finished()
-        self.expiring = LOBTree()  # {forget << 6: (finished key, failed)}; for own result_ttl
+        self.kept = Finished()  # {finished << 6: (token, job, failed)}; they have a result_ttl
+        self.expiring = Sorted()  # {forget << 6: key in kept}
+        self.counts = {'done': Length(), 'failed': Length(), 'kept': Length()}
 
     def add(self, token, job, now, failed, ttl=None):
-        """List `job`, finished under `token` at `now` (microseconds); `ttl` is in microseconds."""
+        """List `job`, finished under `token` at `now` (microseconds); `ttl` is in microseconds.
+
+        False if it is to be forgotten at once.
+        """
         if ttl is not None and ttl <= 0:
-            return
-        tree = self.failed if failed else self.done
-        key = tree.add(now << TIE_BITS, (token, job))
+            return False
+        kind = 'kept' if ttl is not None else 'failed' if failed else 'done'
+        entry = (token, job) if ttl is None else (token, job, failed)
+        key = getattr(self, kind).add(order_key(now), entry)
+        self.counts[kind].change(1)
         if ttl is not None:
-            forget = (now + ttl) << TIE_BITS
-            while forget in self.expiring:
-                forget += 1
-            self.expiring[forget] = (key, failed)
+            self.expiring.add(order_key(now + ttl), key)
+        return True
 
     def sweep(self, now, limit=SWEEP_LIMIT):
-        """Forget what has been kept long enough at `now`; returns the jobs."""
+        """Forget what has been kept long enough at `now`, or is too much; returns the jobs."""
         gone = []
-        for tree, keep in ((self.done, self.keep_seconds), (self.failed, self.keep_failed_seconds)):
-            until = (now - round(keep * clock.SECOND)) << TIE_BITS
-            while tree and len(gone) < limit and tree.minKey() <= until:
+        for kind, until in self._ends(now):
+            tree, count = getattr(self, kind), self.counts[kind]
+            size = count()
+            while tree and len(gone) < limit:
+                if size <= self.keep_count and tree.minKey() > until:
+                    break
                 gone.append(tree.pop(tree.minKey())[1])
-        while self.expiring and len(gone) < limit:
-            forget = self.expiring.minKey()
-            if forget >> TIE_BITS > now:
-                break
-            key, failed = self.expiring.pop(forget)
-            entry = (self.failed if failed else self.done).pop(key, None)
+                size -= 1
+            if size != count():
+                count.set(size)
+        while self.expiring and len(gone) < limit and self.expiring.minKey() <= order_key(now):
+            entry = self.kept.pop(self.expiring.pop(self.expiring.minKey()), None)
             if entry is not None:
                 gone.append(entry[1])
+                self.counts['kept'].change(-1)
         return gone
 
     def is_due(self, now):
         """Whether `sweep` would find something at `now`."""
+        if self.expiring and self.expiring.minKey() <= order_key(now):
+            return True
+        return any(
+            self.counts[kind]() > self.keep_count
+            or (getattr(self, kind) and getattr(self, kind).minKey() <= until)
+            for kind, until in self._ends(now)
+        )
+
+    def _ends(self, now):
+        """(kind, the last key that is old enough to be forgotten)."""
         return (
-            (self.expiring and self.expiring.minKey() >> TIE_BITS <= now)
-            or _older(self.done, now - round(self.keep_seconds * clock.SECOND))
-            or _older(self.failed, now - round(self.keep_failed_seconds * clock.SECOND))
+            ('done', order_key(now - round(self.keep_seconds * clock.SECOND))),
+            ('failed', order_key(now - round(self.keep_failed_seconds * clock.SECOND))),
+            ('kept', -1),
         )
 
     def newest(self, limit=None):
         """Yield the finished jobs, newest first, at most `limit`."""
-        walks = [_backwards(self.done), _backwards(self.failed)]
-        walk = heapq.merge(*walks, key=lambda item: item[0], reverse=True)
+        walk = _merged(self.done, self.failed, self.kept)
         return itertools.islice(_still_finished(walk), limit)
 
     def newest_failed(self, limit=None):
         """Yield the failed jobs, newest first, at most `limit`."""
-        return itertools.islice(_still_finished(_backwards(self.failed)), limit)
+        walk = _merged(self.failed, self.kept)
+        failed = ((key, entry) for key, entry in walk if entry[2:] != (False,))
+        return itertools.islice(_still_finished(failed), limit)
 
-    def undone(self, before=None, limit=SWEEP_LIMIT):
+    def undone(self, before=None, limit=LOOK_LIMIT):
         """Look at `limit` entries from the key `before` down (None: from the newest).
 
         Returns ([job whose completion was undone], the key to go on before, or
@@ -103,9 +126,9 @@ class History(Persistent):
         claimed, under the token that it finished with.
         """
         found, key = [], None
-        entries = itertools.islice(_backwards(self.done, before), limit)
-        for key, (token, job) in entries:  # noqa: B007 - the last key is where to go on
-            if job._token == token and job.is_unfinished():
+        entries = itertools.islice(_merged(self.done, self.kept, before=before), limit)
+        for key, (token, job, *_) in entries:  # noqa: B007 - the last key is where to go on
+            if getattr(job, '_token', None) == token and job.is_unfinished():
                 found.append(job)
         return found, key
 
@@ -115,13 +138,15 @@ class History(Persistent):
 
 def _still_finished(entries):
     """Yield the jobs, without those that were made to run again: their new end is listed too."""
-    for _, (token, job) in entries:
+    for _, (token, job, *_) in entries:
         if getattr(job, '_token', token) == token:  # a job whose class is gone has no token
             yield job
 
 
-def _older(tree, moment):
-    return bool(tree) and tree.minKey() >> TIE_BITS <= moment
+def _merged(*trees, before=None):
+    """Merge the entries of trees from the largest key below `before` down."""
+    walks = [_backwards(tree, before) for tree in trees]
+    return heapq.merge(*walks, key=lambda item: item[0], reverse=True)
 
 
 def _backwards(tree, before=None):

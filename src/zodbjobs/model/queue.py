@@ -34,7 +34,7 @@ from zodbjobs.interfaces import (
     QueueClosed,
 )
 from zodbjobs.model.call import check_storable
-from zodbjobs.model.handout import Round
+from zodbjobs.model.handout import Round, is_current
 from zodbjobs.model.ids import UniqueIds
 from zodbjobs.model.intake import DEPENDS, URGENT, Entry, Intake
 from zodbjobs.model.job import Job, as_job
@@ -113,7 +113,7 @@ class Queue(Persistent):
         self.intake = Intake()
         self.ready = Ready()
         self.held = LOBTree()  # {oid: job}
-        self.waiters = LOBTree()  # {oid of a job: LOBTree {oid: (token, job that waits)}}
+        self.waiters = LOBTree()  # {oid of a job: {oid: (token, job that waits, its queue)}}
         self.ids = UniqueIds()
         self.notes = Notes()
         self.quotas = Quotas()
@@ -300,12 +300,15 @@ class Queue(Persistent):
             for *_, token, job in _merged(new, known):
                 yield token, job
         yield from blocked
-        for waiting in self.waiters.values():
-            yield from waiting.values()
+        queues = (self,) if self.parent is None else self.parent.values()
+        for waiting in itertools.chain.from_iterable(queue.waiters.values() for queue in queues):
+            for token, job, home in waiting.values():
+                if home is self:
+                    yield token, job
 
     def __iter__(self):
         for token, job in self._waiting():
-            if job._token == token and job._status == status.PENDING:
+            if is_current(job, token) and job._status == status.PENDING:
                 yield job
 
     def __len__(self):
@@ -359,13 +362,12 @@ class Queue(Persistent):
         """
         if oid not in self.waiters:
             return
-        for token, job in self.waiters.pop(oid).values():
-            ready = job.queue.ready
-            ready.waiting.change(-1)
-            if job._token == token:
-                job.queue.file(job)
+        for token, job, home in self.waiters.pop(oid).values():
+            home.ready.waiting.change(-1)
+            if is_current(job, token):
+                home.file(job)
             else:
-                ready.dropped.change(-1)
+                home.ready.dropped.change(-1)
 
     def clear(self):
         count = 0
@@ -455,7 +457,7 @@ class Queue(Persistent):
         The blocker's record is read as current: if it finishes in a transaction
         that overlaps, this one conflicts and looks again.
         """
-        if job._token != token:
+        if not is_current(job, token):
             self.ready.dropped.change(-1)
             self.ready.waiting.change(-1)
             return
@@ -470,7 +472,7 @@ class Queue(Persistent):
             waiting = queue.waiters.get(first.oid)
             if waiting is None:
                 waiting = queue.waiters[first.oid] = LOBTree()
-            waiting[job.oid] = (token, job)
+            waiting[job.oid] = (token, job, self)
             return
         group = (job._priority, job._channel or '', job._quota_names, int(job.runs_once))
         self.ready.file(Entry(token, job._due, group, job), clock.micros())
@@ -483,20 +485,24 @@ class Queue(Persistent):
         if job._status == status.CALLBACKS:
             self.file_urgently(job)
             return
-        agent.history.add(
-            job._token, job, clock.micros(), job.outcome not in (None, 'success'), job._result_ttl
-        )
+        failed = job.outcome not in (None, 'success')
+        self.keep(agent, job._token, job, clock.micros(), failed, job._result_ttl)
         self.release(job.oid)
         if job._id is not None:
             self.ids.discard(job._id, job)
+
+    def keep(self, agent, token, job, now, failed, ttl):
+        """List a finished job in the history of its agent, as long as that is wished."""
+        if not agent.history.add(token, job, now, failed, ttl):
+            self.notes.drop(int.from_bytes(job._p_oid, 'big'))
 
     def release(self, oid):
         """The job of that oid has finished: jobs that waited for it look again."""
         if oid not in self.waiters:
             return
-        for token, job in self.waiters.pop(oid).values():
-            job.queue.await_blockers(token, job)
-            notify(JobFiled(job, job.queue))
+        for token, job, home in self.waiters.pop(oid).values():
+            home.await_blockers(token, job)
+            notify(JobFiled(job, home))
 
     def stats(self):
         now = clock.micros()

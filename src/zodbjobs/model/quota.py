@@ -11,6 +11,7 @@ application's.
 
 from BTrees.OOBTree import OOBTree
 from persistent import Persistent
+from ZODB.broken import Broken
 from zope.interface import implementer
 
 from zodbjobs.interfaces import IQuota, IQuotas
@@ -59,7 +60,12 @@ class Quota(Persistent):
         return max(0, self._size - len(self.places))
 
     def clean(self):
-        kept = tuple((token, job) for token, job in self.places if job.occupies(token))
+        # A job whose class is gone cannot say so: it ends as soon as a worker meets it.
+        kept = tuple(
+            (token, job)
+            for token, job in self.places
+            if not isinstance(job, Broken) and job.occupies(token)
+        )
         forgotten = len(self.places) - len(kept)
         if forgotten:
             self.places = kept

@@ -17,6 +17,8 @@ from BTrees.LOBTree import LOBTree
 from BTrees.OOBTree import OOBTree
 from persistent import Persistent
 
+from zodbjobs.model.intake import URGENT
+
 #: Bits of a key that are not time.
 TIE_BITS = 6
 
@@ -123,7 +125,7 @@ class Ready(Persistent):
                 yield list(run)
             return
         names = sorted(channels)
-        priority = -1
+        priority = URGENT - 1
         while True:
             later = list(itertools.islice(self.groups.keys((priority + 1,)), 1))
             if not later:

@@ -121,8 +121,13 @@ class DispatcherAgents(_Mapping):
     def __setitem__(self, name, agent):
         if not hasattr(agent, 'running'):
             raise ValueError(f'only an agent can be put here, not {agent!r}')
-        if agent.parent is not None and agent.parent is not self:
+        if agent.parent is not None and (agent.parent is not self or agent.name != name):
             raise ValueError(f'{agent!r} serves {agent.parent!r} already')
+        former = self.get(name)
+        if former is agent:
+            return
+        if former is not None:
+            del self[name]
         agent.name = name
         agent.parent = self
         self._items[name] = agent
@@ -133,6 +138,7 @@ class DispatcherAgents(_Mapping):
             raise ValueError(
                 f'{agent!r} still has {len(agent)} jobs; set its size to 0 and wait for them'
             )
+        hand_back(agent)  # what has ended and was not written down yet
         del self._items[name]
         agent.parent = None
 

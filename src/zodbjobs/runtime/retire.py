@@ -80,7 +80,9 @@ class Retirement:
             return False
         job = entry[1]
         if report.kind == attempt.FINISHED:
-            agent.history.add(assignment.token, job, self.now, report.failed, report.result_ttl)
+            self.queue.keep(
+                agent, assignment.token, job, self.now, report.failed, report.result_ttl
+            )
             self._let_go(oid, job, report.job_id)
         elif report.kind == attempt.WAITING:
             agent.waiting[oid] = job
