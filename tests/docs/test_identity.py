@@ -1,5 +1,9 @@
 """configuration.rst: who a process is, if nobody says so."""
 
+import os
+import signal
+import subprocess
+import sys
 import uuid
 
 import pytest
@@ -69,4 +73,30 @@ def test_who_is_told_who_it_is_is_that(tmp_path, monkeypatch):
     named = zope.component.getUtility(IUUID)
     db = ZODB.DB(FileStorage(str(tmp_path / 'Data.fs')))
     assert Dispatcher(db, Reactor()).UUID == named == uuid.UUID(str(named))
+    db.close()
+
+
+def work_for_a_while(path):
+    """A life of a worker process, from its start to SIGTERM; returns what it said."""
+    environment = os.environ | {'PYTHONPATH': os.pathsep.join(filter(None, sys.path))}
+    command = [sys.executable, '-m', 'zodbjobs', 'run', str(path)]
+    worker = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, env=environment)
+    said = []
+    for line in worker.stderr:
+        said.append(line)
+        if 'begins to serve' in line:
+            worker.send_signal(signal.SIGTERM)
+    assert worker.wait(20) == 0, ''.join(said)
+    return said
+
+
+@pytest.mark.processes
+def test_a_worker_is_who_it_was_from_its_first_life_on(tmp_path):
+    """Also if that began without queues."""
+    path = tmp_path / 'Data.fs'
+    for _ in range(2):
+        work_for_a_while(path)
+    db = ZODB.DB(FileStorage(str(path)))
+    with db.transaction() as connection:
+        assert len(connection.root()[KEY][''].dispatchers) == 1
     db.close()

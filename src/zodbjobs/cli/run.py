@@ -21,10 +21,10 @@ import uuid
 
 import transaction
 
-from zodbjobs import Agent, Queue, Queues, configure
+from zodbjobs import Agent, Queue, Queues, configure, subscribers
 from zodbjobs.cli.output import LOG_FORMAT, WRONGLY_ASKED, CommandError, describe, positive
 from zodbjobs.cli.staff import close_database
-from zodbjobs.interfaces import KEY
+from zodbjobs.interfaces import KEY, DatabaseOpened
 from zodbjobs.runtime.address import open_database
 
 log = logging.getLogger('zodbjobs.run')
@@ -82,6 +82,8 @@ def main(args):
 
         from zodbjobs import Dispatcher
 
+        # First: who this dispatcher is follows from the identity of the queues.
+        subscribers.QueueInstaller(args.queue or [''])(DatabaseOpened(db))
         dispatcher = Dispatcher(
             db, reactor, poll_interval=args.poll_interval, uuid=args.name, grace=args.grace,
             deployment=args.deployment,
