@@ -272,6 +272,7 @@ class Round:
             self.fresh = {}
             self.deadlines = {}
         self.write_count()
+        self.queue.settle_count()
 
     def write_count(self):
         """Bring the queue's count of sorted jobs up to date."""

@@ -477,6 +477,14 @@ class Queue(Persistent):
         group = (job._priority, job._channel or '', job._quota_names, int(job.runs_once))
         self.ready.file(Entry(token, job._due, group, job), clock.micros())
 
+    def settle_count(self):
+        """Forget withdrawn filings that a crash left in the count, when there can be none."""
+        ready = self.ready
+        if ready.dropped() and not ready.waiting():
+            agents = [agent for record in self.dispatchers.values() for agent in record.values()]
+            if not any(agent.held_count() for agent in agents):
+                ready.dropped.set(0)
+
     def conclude(self, agent, job):
         """A job that an agent ran has its result: list it, and let others go on.
 

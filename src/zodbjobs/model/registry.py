@@ -8,6 +8,7 @@ import uuid as uuid_module
 
 from BTrees.OOBTree import OOBTree
 from persistent import Persistent
+from ZODB.broken import Broken
 from zope.event import notify
 from zope.interface import implementer
 
@@ -205,7 +206,12 @@ def hand_back(agent, interrupted=False, begun=()):
     queue = agent.queue
     for oid, token, job, *_ in agent.entries():
         agent.retired(oid, token)
+        if isinstance(job, Broken):
+            queue.keep(agent, token, job, clock.micros(), failed=True, ttl=None)
+            continue
         if job._token != token:
+            if not interrupted:  # after a crash it is not known why; see Queue.settle_count
+                queue.ready.dropped.change(-1)
             continue
         if job._status in status.FINISHED:
             if interrupted and job._status == status.CALLBACKS:
