@@ -1,0 +1,62 @@
+"""The command: ``python -m benchmarks``, or ``make bench ARGS='--only latency --storage file'``."""
+
+import argparse
+import logging
+import sys
+from pathlib import Path
+
+from benchmarks import parts, report, scale, storages
+from zodbjobs import clock
+
+JSON = Path('var') / 'bench.json'
+
+
+def main(arguments=None):
+    options = parser().parse_args(arguments)
+    # A dispatcher says at each start that nobody but it knows: what is printed is the tables.
+    logging.basicConfig(level=logging.ERROR)
+    chosen = scale.FULL if options.full else scale.QUICK
+    names = options.only or list(parts.PARTS)
+    known = report.facts()
+    tables = []
+    started = clock.monotonic()
+    for storage in options.storage or list(storages.PLACES):
+        with storages.PLACES[storage]() as place:
+            table = parts.measure(place, chosen, names, teller(storage))
+        tables.append(table)
+        print(f'\n{report.text(table)}\n', flush=True)
+    print(report.LEGEND)
+    taken = clock.monotonic() - started
+    print(f'{taken:.0f} s, load average {known["load"]} before, {report.load()} after')
+    asked = {'scale': 'full' if options.full else 'quick', 'parts': names}
+    options.json.parent.mkdir(parents=True, exist_ok=True)
+    options.json.write_text(report.as_json(tables, known, asked) + '\n')
+
+
+def parser():
+    found = argparse.ArgumentParser(
+        prog='python -m benchmarks',
+        description='Measure zodbjobs on each storage, beside the raw commit rate of that storage.',
+    )
+    add = found.add_argument
+    add('--storage', action='append', choices=storages.PLACES, help='again for more; all of them')
+    add('--only', action='append', choices=parts.PARTS, help='a part; again for more; all of them')
+    speed = found.add_mutually_exclusive_group()
+    speed.add_argument('--quick', action='store_true', help='less than three minutes; the default')
+    speed.add_argument('--full', action='store_true', help='about ten minutes, with 1,000,000 jobs')
+    add('--json', type=Path, default=JSON, metavar='PATH', help=f'where to write (default: {JSON})')
+    return found
+
+
+def teller(storage):
+    """Says on stderr, where somebody looks at it, what is being measured."""
+
+    def tell(name):
+        if sys.stderr.isatty():
+            print(f'\r{storage}: {name}\033[K\r', end='', file=sys.stderr, flush=True)
+
+    return tell
+
+
+if __name__ == '__main__':
+    main()

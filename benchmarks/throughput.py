@@ -1,0 +1,104 @@
+"""Throughput: jobs that wait already, done by one dispatcher of this process.
+
+Counted are the commits of the dispatcher and its workers; k is how many jobs a
+claim takes.
+"""
+
+import statistics
+
+from benchmarks import staff, work
+from benchmarks.measure import RATE, Figure, raw_rate, wait_until
+from benchmarks.scale import PATIENCE
+from zodbjobs import Job, clock
+
+#: Jobs put in one transaction.
+BATCH = 500
+
+#: No run has more, so that none spends its time with putting.
+JOBS_LIMIT = 20_000
+
+#: Threads for the jobs that take time.
+SLEEPERS = 4
+
+#: Seconds for a guess how fast the storage is today.
+GUESS_SECONDS = 0.05
+
+
+def measure(place, scale):
+    for threads in scale.threads:
+        name = f'jobs that do nothing, {threads} thread{"s" if threads > 1 else ""}'
+        yield (throughput(place, scale, name, threads, work.nothing),)
+    for seconds in scale.sleeps:
+        name = f'jobs of {seconds * 1000:g} ms, {SLEEPERS} threads'
+        call = Job(work.sleep, seconds)
+        yield (throughput(place, scale, name, SLEEPERS, call, SLEEPERS / seconds),)
+
+
+def throughput(place, scale, name, threads, call, most=None):
+    """The Figure of the median of some runs; `most` jobs/s could be done, commits apart."""
+    runs = [run(place, scale, threads, call, most) for _ in range(scale.rounds)]
+    rate = statistics.median(found['rate'] for found in runs)
+    found = min(runs, key=lambda found: abs(found['rate'] - rate))
+    note = f'k {found["jobs_per_claim"]:.1f}, {found["commits_per_job"]:.2f} commits per job'
+    if most is not None:
+        note += f', at most {most:,.0f}/s'
+    if found['failed_commits']:
+        note += f', {found["failed_commits"]} commits failed'
+    return Figure(name, rate, 'jobs/s', RATE, note, found)
+
+
+def run(place, scale, threads, call, most):
+    """One run; returns its facts."""
+    queue = place.fresh()
+    guess = raw_rate(place.producer, GUESS_SECONDS).per_second
+    fastest = guess if most is None else min(guess, most)
+    count = min(JOBS_LIMIT, max(threads, round(fastest * scale.run_seconds)))
+    place.manager.begin()
+    queue.pause()
+    place.manager.commit()
+    fill(place, queue, call, count)
+    with staff.dispatcher(place.db, threads) as dispatcher:
+        claims = staff.Claims(dispatcher)
+        before = place.tally.commits, place.tally.failures
+        queue.unpause()
+        started = clock.monotonic()
+        place.manager.commit()
+        done = finish(dispatcher, claims, count, PATIENCE * scale.run_seconds + 1)
+        taken = clock.monotonic() - started
+        claims.look()
+        commits, failures = place.tally.commits - before[0], place.tally.failures - before[1]
+    return {
+        'rate': done / taken,
+        'jobs': done,
+        'jobs_per_claim': claims.mean,
+        'commits_per_job': commits / max(1, done),
+        'failed_commits': failures,
+    }
+
+
+def fill(place, queue, call, count):
+    """Put `count` jobs like `call`."""
+    for first in range(0, count, BATCH):
+        place.manager.begin()
+        for _ in range(min(BATCH, count - first)):
+            queue.put(copy_of(call))
+        place.manager.commit()
+    place.manager.begin()
+
+
+def copy_of(call):
+    return Job(call.callable, *call.args) if isinstance(call, Job) else call
+
+
+def finish(dispatcher, claims, count, seconds):
+    """Wait until `count` jobs are done, for so many seconds at most; returns how many are."""
+
+    def done():
+        return dispatcher.getStatistics()['successful']
+
+    def all_done():
+        claims.look()
+        return done() >= count
+
+    wait_until(all_done, seconds)
+    return done()

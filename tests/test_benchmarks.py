@@ -1,0 +1,107 @@
+"""The benchmarks run: every part, with tiny numbers.  How fast is for nobody to assert here."""
+
+import json
+import platform
+import re
+import tempfile
+
+import pytest
+
+from benchmarks import __main__ as command
+from benchmarks import measure, parts, report, scale, storages
+
+
+@pytest.fixture(scope='module')
+def table():
+    with storages.file_place() as place:
+        return parts.measure(place, scale.TINY)
+
+
+def named(table, start):
+    """The values of the figures whose name begins so."""
+    found = [row.figure for row in table.rows if row.figure.name.startswith(start)]
+    assert found, f'no figure is named {start!r}'
+    return found
+
+
+def test_every_part_has_figures(table):
+    assert {row.part for row in table.rows} == set(parts.PARTS)
+
+
+def test_all_but_plain_figures_stand_beside_the_raw_commit_rate(table):
+    for row in table.rows:
+        assert (row.ratio is None) == (row.figure.kind == measure.PLAIN), row.figure.name
+        assert row.raw.per_second > 0
+
+
+def test_no_job_needs_more_than_a_commit_of_its_own_and_its_share_of_a_claim(table):
+    for figure in named(table, 'jobs'):
+        facts = figure.facts
+        assert facts['jobs'] >= 1
+        assert 0 < facts['commits_per_job'] < 1.001 + 1 / facts['jobs_per_claim']
+
+
+def test_producers_meet_no_conflict(table):
+    for figure in named(table, 'conflicts'):
+        assert figure.facts['transactions'] > 0
+        assert figure.value == 0
+
+
+def test_a_life_is_more_than_its_put_and_less_after_pack(table):
+    (life,) = named(table, 'the same, put before')
+    (kept,) = named(table, 'left of it after pack, while')
+    assert life.facts['put'] > 100 and life.facts['run'] > 100
+    assert 0 < kept.value < life.value
+
+
+def test_the_worker_process_did_its_jobs(table):
+    assert named(table, f'memory of a worker process after {scale.TINY.worker_jobs} jobs')
+
+
+def test_what_is_printed_and_written_has_all_rows_and_no_name_of_the_machine(table):
+    text = report.text(table)
+    written = report.as_json([table], report.facts(), {})
+    for row in table.rows:
+        assert row.figure.name in text
+    read = json.loads(written)
+    assert len(read['storages']['file']['rows']) == len(table.rows)
+    assert read['facts']['cores'] > 0
+    assert not re.search(rf'\b{re.escape(platform.node())}\b', written)
+    assert tempfile.gettempdir() not in written
+
+
+def test_the_command_measures_what_was_asked_for(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(scale, 'QUICK', scale.TINY)
+    path = tmp_path / 'var' / 'bench.json'
+    command.main(['--storage', 'file', '--only', 'put', '--json', str(path)])
+    assert 'FileStorage' in capsys.readouterr().out
+    found = json.loads(path.read_text())
+    assert {row['part'] for row in found['storages']['file']['rows']} == {'put'}
+    assert found['options'] == {'scale': 'quick', 'parts': ['put']}
+
+
+def test_a_ratio_says_how_often_the_raw_figure_goes_into_it():
+    raw = measure.Raw(per_second=200, bytes_each=150)
+    assert measure.Figure('', 100, 'jobs/s', measure.RATE).ratio(raw) == 0.5
+    assert measure.Figure('', 0.01, 's', measure.COST).ratio(raw) == 2
+    assert measure.Figure('', 600, 'B', measure.SIZE).ratio(raw) == 4
+    assert measure.Figure('', 5, '').ratio(raw) is None
+
+
+@pytest.mark.parametrize(
+    'value, kind, text',
+    [
+        (0.0123, measure.COST, '12.3 ms'),
+        (0.0000123, measure.COST, '12.3 us'),
+        (1234.5, measure.RATE, '1,234 jobs'),
+        (0.0047, measure.PLAIN, '0.0047 jobs'),
+    ],
+)
+def test_figures_are_shown_short(value, kind, text):
+    assert report.shown(measure.Figure('', value, 'jobs', kind)) == text
+
+
+def test_percentiles():
+    assert measure.percentile([3, 1, 2, 4], 50) == 2
+    assert measure.percentile(range(1, 101), 95) == 95
+    assert measure.percentile([7], 99) == 7
