@@ -31,6 +31,7 @@ _LOCKED = 'relstorage.adapters.interfaces.UnableToAcquireCommitLockError'
 #: The server gave up the commit lock between the votes that client-side
 #: conflict resolution takes, and somebody else committed meanwhile.
 _SERVER_EXCEPTION = 'ZEO.Exceptions.ServerException'
+_REUSED_OID = 'A different object already has the same oid'
 _LOST_COMMIT_LOCK = 'finished called wo lock'
 
 #: RelStorage wraps once; the limit is for an exception that names itself its cause.
@@ -57,13 +58,22 @@ def is_conflict(exc):
     """Whether `exc` is transient: the same transaction, done again at once, may succeed."""
     if is_disconnected(exc):
         return False
-    if isinstance(exc, TransientError):
+    if isinstance(exc, TransientError) or _is_reused_oid(exc):
         return True
     names = _names(exc)
     if _SERVER_EXCEPTION in names:
         return _LOST_COMMIT_LOCK in str(exc)
     code = _sqlstate(exc, names)
     return _LOCKED in names or code[:2] == _ROLLBACK_CLASS or code == _LOCK_NOT_AVAILABLE
+
+
+def _is_reused_oid(exc):
+    """Whether ZODB met an oid twice.
+
+    A ZEO client keeps oids that it fetched in advance over a restart of the
+    server, which gives some of them out again.  The next try takes others.
+    """
+    return type(exc) is ValueError and exc.args == (_REUSED_OID,)
 
 
 def in_short(exc):
