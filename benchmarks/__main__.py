@@ -1,11 +1,10 @@
 """The command: ``python -m benchmarks``, or ``make bench ARGS='--only latency --storage file'``."""
 
 import argparse
-import logging
 import sys
 from pathlib import Path
 
-from benchmarks import parts, report, scale, storages
+from benchmarks import parts, report, scale, staff, storages
 from zodbjobs import clock
 
 JSON = Path('var') / 'bench.json'
@@ -13,8 +12,7 @@ JSON = Path('var') / 'bench.json'
 
 def main(arguments=None):
     options = parser().parse_args(arguments)
-    # A dispatcher says at each start that nobody but it knows: what is printed is the tables.
-    logging.basicConfig(level=logging.ERROR)
+    staff.log_briefly()
     chosen = scale.FULL if options.full else scale.QUICK
     names = options.only or list(parts.PARTS)
     known = report.facts()

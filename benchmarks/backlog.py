@@ -28,14 +28,16 @@ VERBS = ('put', f'claim({K})', 'peek', 'len')
 def measure(place, scale):
     queue = place.fresh()
     claimer = Claimer(place)
-    _times(place, queue, claimer, 2)  # caches are warm, and the lanes have their chunks
-    empty = _times(place, queue, claimer, scale.claims)
+    _times(
+        place, queue, claimer, 2, scale.claim_seconds
+    )  # caches are warm, and the lanes have their chunks
+    empty = _times(place, queue, claimer, scale.claims, scale.claim_seconds)
     yield tuple(_figures('an empty queue', empty, empty))
     waiting = 0
     for backlog in scale.backlogs:
         filled = fill(place, queue, claimer, backlog - waiting, scale.fill_seconds)
         waiting += filled
-        found = _times(place, queue, claimer, scale.claims)
+        found = _times(place, queue, claimer, scale.claims, scale.claim_seconds)
         place.manager.begin()
         yield (
             *_figures(f'{waiting:,} waiting', found, empty),
@@ -113,11 +115,12 @@ def fill(place, queue, claimer, count, seconds):
     return reached
 
 
-def _times(place, queue, claimer, claims):
+def _times(place, queue, claimer, claims, seconds):
     """{verb: median seconds}; peek and len meet K jobs more than the backlog."""
     watches = {verb: Stopwatch() for verb in VERBS}
     put, claim, peek, length = watches.values()
-    for _ in range(claims):
+    deadline = clock.monotonic() + seconds
+    while not claim.laps or (len(claim.laps) < claims and clock.monotonic() < deadline):
         for _ in range(K):
             place.manager.begin()
             with put:

@@ -40,7 +40,7 @@ def measure(place, scale):
             'commits of the dispatcher here and its workers that failed',
             failures - busy.lost - sum(one.lost for one in slow),
             '',
-            note=f'of {commits - busy.commits - sum(one.commits for one in slow):,}',
+            note=f'{commits - busy.commits - sum(one.commits for one in slow):,} held',
         ),
     )
 

@@ -27,7 +27,10 @@ PERCENTS = (50, 95, 99)
 def measure(place, scale):
     queue = place.fresh()
     with _workers(place):
-        starts = [_put(place, queue) for _ in range(WARM_UP + scale.starts)]
+        starts = [_put(place, queue) for _ in range(WARM_UP)]
+        deadline = clock.monotonic() + scale.start_seconds
+        while len(starts) < WARM_UP + scale.starts and clock.monotonic() < deadline:
+            starts.append(_put(place, queue))
         waits = _waits(place, starts)[WARM_UP:]
     where = 'worker process' if place.several else 'thread'
     note = f'in another {where}, {len(waits)} jobs, poll every {staff.POLL_SECONDS} s'

@@ -21,12 +21,15 @@ class Scale:
     #: Jobs in one transaction.
     bulks: tuple = (1_000, 10_000)
     bulk_rounds: int = 2
-    #: Jobs started on an idle system.
+    #: Jobs started on an idle system, and how long that may take.
     starts: int = 100
+    start_seconds: float = 8
     backlogs: tuple = (10_000, 100_000)
     #: Seconds that it may take to fill one of them.
     fill_seconds: float = 30
+    #: Claims measured at each of them, and how long that may take.
     claims: int = 15
+    claim_seconds: float = 4
     #: Jobs whose life is weighed.
     lives: int = 1_000
     #: Producers, and for how long they produce.
@@ -47,9 +50,11 @@ FULL = Scale(
     run_seconds=3,
     rounds=3,
     starts=400,
+    start_seconds=20,
     backlogs=(10_000, 100_000, 1_000_000),
     fill_seconds=180,
     claims=40,
+    claim_seconds=10,
     lives=10_000,
     produce_seconds=8,
     worker_jobs=20_000,

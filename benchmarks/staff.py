@@ -6,6 +6,7 @@ starts sooner was woken by a commit.
 
 import contextlib
 import json
+import logging
 import os
 import subprocess
 import sys
@@ -35,6 +36,20 @@ def dispatcher(db, threads):
     finally:
         subscribers.stop(found)
         dispatchers.pop(found.UUID)
+
+
+class _Brief(logging.Formatter):
+    """A line for each event, and one more for its exception: the tables shall stay legible."""
+
+    def formatException(self, exc_info):
+        return f'  {exc_info[0].__name__}: {exc_info[1]}'
+
+
+def log_briefly():
+    """Print what the engine finds alarming; its other news are not for the reader of a table."""
+    handler = logging.StreamHandler()
+    handler.setFormatter(_Brief('%(message)s'))
+    logging.basicConfig(level=logging.ERROR, handlers=[handler])
 
 
 class Claims:

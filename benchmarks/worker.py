@@ -57,6 +57,7 @@ def say(**answer):
 
 
 def main(uri, threads):
+    staff.log_briefly()
     with contextlib.closing(open_database(uri)) as db:
         with staff.dispatcher(db, threads) as dispatcher:
             say(ready=True)
