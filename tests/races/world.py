@@ -9,6 +9,7 @@ and commits them in the order given; who is sent back does it again.
 nothing done twice, nothing left lying about.
 """
 
+import collections
 import contextlib
 import os
 import threading
@@ -30,7 +31,7 @@ from zodbjobs.runtime import wakeup
 from zodbjobs.status import COMPLETED, HELD, NEW
 from zodbjobs.testing import Reactor
 
-PATIENCE_SECONDS = 5
+PATIENCE_SECONDS = 3
 
 #: What an application may be told when it tries again after a conflict.
 REFUSALS = (BadStatusError, DuplicateJobError, LookupError)
@@ -40,11 +41,15 @@ POLL_SECONDS = 86_400
 
 
 class Tick:
-    """A clock that goes on by a microsecond with every look, so that no two moments are one."""
+    """A clock that goes on with every look, so that no two moments are one.
+
+    What takes time seems to take long, so that nothing is claimed ahead of free threads.
+    """
 
     def __init__(self):
         self._guard = threading.Lock()
         self._micros = 1_000_000_000_000_000
+        self._seconds = 0.0
 
     def micros(self):
         with self._guard:
@@ -52,11 +57,14 @@ class Tick:
             return self._micros
 
     def monotonic(self):
-        return self._micros / clock.SECOND
+        with self._guard:
+            self._seconds += 0.1
+            return self._seconds
 
     def skip(self, seconds):
         with self._guard:
             self._micros += seconds * clock.SECOND
+            self._seconds += seconds
 
 
 class Side:
@@ -111,7 +119,8 @@ class World:
         global world
         world = self
         self.oids = {}  # name -> oid of a job that was put
-        self.callbacks = set()  # names
+        self.callbacks, self.wholes = set(), set()  # names
+        self.calls = collections.Counter()  # of each name, whether that was committed or not
         self._fillers = []
         self.gates = {}
         self.clock = Tick()
@@ -164,6 +173,15 @@ class World:
         job = side.queue.put(Job(act, name) if job is None else job, **options)
         self.oids[name] = job._p_oid
         return job
+
+    def put_whole(self, name, whole):
+        """Put a job made of parts, each of which acts under its first argument."""
+        with self.side as side:
+            side.queue.put(whole)
+        self.wholes.add(name)
+        self.oids[name] = whole._p_oid
+        parts = [*whole.args, whole.postprocess] if whole.postprocess else whole.args
+        self.oids.update((part.args[0], part._p_oid) for part in parts)
 
     def add_callback(self, side, name, callback):
         """Let what acts under the name `callback` follow the job `name`."""
@@ -232,7 +250,7 @@ class World:
             assert self.reactor.settle(PATIENCE_SECONDS)
         self.side.begin()
         effects = self.side.root['effects']
-        names = dict.fromkeys([*self.oids, *self.callbacks], 1) | counts
+        names = dict.fromkeys([*self.oids.keys() - self.wholes, *self.callbacks], 1) | counts
         acted = {name: effects[name].get('count', 0) for name in names}
         assert acted == names
         self._audit_jobs()
@@ -306,12 +324,19 @@ class Gate:
 
 def act(name, *results):
     """Count, in the database, that this was done; then wait at the gate, if there is one."""
+    world.calls[name] += 1
     effect = local.getJob()._p_jar.root()['effects'][name]
     effect['count'] = effect.get('count', 0) + 1
     gate = world.gates.get(name)
     if gate is not None:
         gate.stand()
     return name
+
+
+def gather(name, *parts):
+    """A postprocess: the results of the parts."""
+    act(name)
+    return [part.result for part in parts]
 
 
 def nothing():

@@ -12,12 +12,14 @@ settings.
 import datetime
 import heapq
 import itertools
+import random
 import uuid
 from collections.abc import MutableMapping
 
 from BTrees.LOBTree import LOBTree
 from BTrees.OOBTree import OOBTree
 from persistent import Persistent
+from ZODB.utils import p64
 from zope.component import queryUtility
 from zope.event import notify
 from zope.interface import implementer
@@ -56,6 +58,9 @@ from zodbjobs.model.wishes import (
 
 ORDERS = ('due', 'put')
 CONFLICTS = ('raise', 'keep', 'replace')
+
+#: Jobs that others wait for, looked at in one `wake_orphans`.
+ORPHAN_LIMIT = 200
 
 #: Two filings of one process that fall into the same microsecond are told apart
 #: by moving the later one on; so far a token's time may be ahead of its job's.
@@ -511,6 +516,20 @@ class Queue(Persistent):
         for token, job, home in self.waiters.pop(oid).values():
             home.await_blockers(token, job)
             notify(JobFiled(job, home))
+
+    def wake_orphans(self):
+        """Let go who waits for a job that was taken out; whether there were any.
+
+        `_call_back` does that, but it cannot see who was sorted at that moment.
+        """
+        oids = list(itertools.islice(self.waiters.keys(), ORPHAN_LIMIT + 1))
+        if len(oids) > ORPHAN_LIMIT:  # not always the same ones
+            first = random.randint(oids[0], self.waiters.maxKey())
+            oids = list(itertools.islice(self.waiters.keys(first), ORPHAN_LIMIT))
+        gone = [oid for oid in oids if self._p_jar.get(p64(oid))._status == status.NEW]
+        for oid in gone:
+            self.release(oid)
+        return bool(gone)
 
     def stats(self):
         now = clock.micros()

@@ -326,6 +326,7 @@ class Dispatcher:
         for queue in queues.values():
             changed |= self._register(queue)
             changed |= self._bury_dead(queue)
+            changed |= queue.wake_orphans()
             shows = self._show_life(queue)
             changed |= shows
             shown |= shows
