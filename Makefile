@@ -1,7 +1,7 @@
 # `make run` shows it at work, `make test` proves it.  Each target does all of its own set-up, on a
 # machine with nothing but Python 3.11 or newer and pip; stamps make a second call cost nothing.
 #
-#   make run  ARGS='--help'          make test ARGS='tests/model -k put'     make bench  make docs
+#   make run  ARGS='--help'          make test ARGS='tests/model -k put'     make bench  make torture  make docs
 #   make test-3.12                   make test-all     make floors
 #   make lint     make format        make types        make house            make clean
 #
@@ -29,7 +29,7 @@ ifdef PIP_INDEX_URL
 export UV_DEFAULT_INDEX ?= $(PIP_INDEX_URL)
 endif
 
-.PHONY: run test test-all floors bench docs lint format types house clean
+.PHONY: run test test-all floors torture bench docs lint format types house clean
 .DELETE_ON_ERROR:
 .PRECIOUS: .venv-%/.ready
 
@@ -38,6 +38,10 @@ run: $(VENV)/.ready-run
 
 test: $(VENV)/.ready-dev
 	$(PY) $(PYTEST) $(ARGS)
+
+# About ten minutes of killed processes and servers: ARGS='--seconds 60' is the short version.
+torture: $(VENV)/.ready-dev
+	$(PY) -m zodbjobs.testing.torture $(ARGS)
 
 bench: $(VENV)/.ready-dev
 	$(PY) -m benchmarks $(ARGS)
