@@ -38,6 +38,7 @@ class Assignment(typing.NamedTuple):
 AGAIN = 'again'  # run the body again at once, in the same attempt
 LATER = 'later'  # file the job again, to begin at `due`
 GIVE_UP = 'give up'  # the failure is the result
+HOLD = 'hold'  # set the job aside, for somebody to look at
 
 
 class Decision(typing.NamedTuple):

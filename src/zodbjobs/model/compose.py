@@ -10,7 +10,8 @@ Runs in workers' transactions.
 """
 
 from zodbjobs import status
-from zodbjobs.interfaces import BadStatusError
+from zodbjobs.interfaces import BadStatusError, ZodbJobsError
+from zodbjobs.model.failure import Failure
 from zodbjobs.model.job import WAITS_FOR_JOB, Job, as_job
 from zodbjobs.model.record import DEFAULT_PRIORITY
 
@@ -40,16 +41,28 @@ class Composite(Job):
 
     def inner_finished(self, inner):
         if self._waits != WAITS_FOR_JOB:
-            return
+            return False
         if self._result is not None:
-            super().inner_finished(inner)
-        elif self._parts_are_done():
+            return super().inner_finished(inner)
+        try:
+            if not self._parts_are_done():
+                return False
             outcome = self._outcome()
-            if isinstance(outcome, Job):
-                self._result = outcome
-                outcome.add_outer(self)
-            else:
-                self.settled(outcome)
+        except (ZodbJobsError, TypeError, ValueError) as error:
+            # The next one cannot be put.  That is our trouble, and not that of the part
+            # in whose transaction this is; what put() refuses it has not changed.
+            outcome = Failure(error)
+        if isinstance(outcome, Job):
+            self._result = outcome
+            outcome.add_outer(self)
+            return False
+        self.settled(outcome)
+        return True
+
+    def awaited(self):
+        if self._result is not None:
+            return super().awaited()
+        return [*super().awaited(), *(part for part in self.args if isinstance(part, Job))]
 
     def _outcome(self):
         """The postprocess job, put; or the parts themselves."""
@@ -77,11 +90,14 @@ class Composite(Job):
 
     def _first_undone(self):
         """The index of the first part that has not finished; the number of parts if none."""
-        index = self.__dict__.get('_v_done', 0)
+        index = known = self.__dict__.get('_v_done', 0)
         count = len(self.args)
         while index < count and self._part(index)._status == status.COMPLETED:
+            # What finished in this very transaction may be undone by its abort.
+            if known == index and not self.args[index]._p_changed:
+                known += 1
             index += 1
-        self._v_done = index
+        self._v_done = known
         return index
 
 

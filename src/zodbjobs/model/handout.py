@@ -37,12 +37,13 @@ class Round:
     called when a filter or a chooser raises.
     """
 
-    def __init__(self, queue, now, rank=0, complain=None):
+    def __init__(self, queue, now, rank=0, complain=None, reports_wait=False):
         self.queue = queue
         self.ready = queue.ready
         self.now = now
         self.rank = rank
         self.complain = complain
+        self.reports_wait = reports_wait  # of attempts that ended, to be written down
         self.fresh = {}  # group -> [(token, chunk, group, job)], sorted; still in the lanes
         self.rooms = {}  # quota name -> free places
         self.sorted_count = 0  # entries that came to the trees, less those that left
@@ -113,9 +114,7 @@ class Round:
                 if len(taken) >= room + ahead:
                     break
                 continue
-            # Of two filings of a job one is stale; its turn comes when the other has gone.
-            if job._p_oid in oids or int.from_bytes(job._p_oid, 'big') in agent.running:
-                self.hindered = True
+            if job._p_oid in oids or self._is_hindered(agent, token, job):
                 continue
             if not self._has_room(group):
                 continue
@@ -129,6 +128,17 @@ class Round:
             oids.add(job._p_oid)
             self._occupy(group, token, job)
         return [self._hand_out(agent, item, i >= room) for i, item in enumerate(taken)]
+
+    def _is_hindered(self, agent, token, job):
+        """Whether the agent lists another filing of the job: one of the two is stale.
+
+        What ended must be written down before the job is listed anew (see
+        `Look`).  Then a filing that is current takes the place of the other.
+        """
+        if int.from_bytes(job._p_oid, 'big') not in agent.running:
+            return False
+        self.hindered |= self.reports_wait
+        return self.reports_wait or not is_current(job, token)
 
     def _candidates(self, agent):
         """Yield (token, place, group, job) in claim order from lanes and trees.

@@ -13,9 +13,9 @@ transaction; nothing here commits.
 
 import datetime
 import functools
-import uuid
 
 from BTrees.OOBTree import OOBTree
+from zope.event import notify
 from zope.interface import implementer
 
 from zodbjobs import clock, local, status
@@ -24,6 +24,7 @@ from zodbjobs.interfaces import (
     CancelledError,
     DependencyError,
     IJob,
+    JobCompleted,
     TimeLimitExceeded,
     TimeoutError,
 )
@@ -52,10 +53,6 @@ from zodbjobs.model.wishes import (
 #: What an ACTIVE job without a thread waits for.
 WAITS_FOR_JOB = 'job'
 WAITS_FOR_DEFERRED = 'deferred'
-
-
-def _moment(attribute, doc):
-    return property(lambda self: clock.datetime_of(getattr(self, attribute)), doc=doc)
 
 
 @implementer(IJob)
@@ -125,11 +122,6 @@ class Job(JobRecord):
         return self.annotations.get('zodbjobs.progress')
 
     @property
-    def oid(self):
-        """The job's oid as an int."""
-        return int.from_bytes(self._p_oid, 'big')
-
-    @property
     def idempotency_key(self):
         if self._p_oid is None:
             raise BadStatusError(f'{self!r} is not stored yet: put it, then it has a key')
@@ -162,10 +154,6 @@ class Job(JobRecord):
             return None
 
     # settings that decide its place
-
-    id = property(lambda self: self._id)
-    depends_on = property(lambda self: self._depends_on)
-    after = property(lambda self: self._after)
 
     @property
     def begin_after(self):
@@ -293,23 +281,10 @@ class Job(JobRecord):
             return 'success'
         return 'cancelled' if self._result.check(CancelledError) else 'failure'
 
-    active_start = _moment('_active_start', 'aware UTC datetime, or None')
-    active_end = _moment('_active_end', 'aware UTC datetime, or None')
-
     @property
     def initial_callbacks_end(self):
         told = self._active_end if self._told is None else self._told
         return clock.datetime_of(told) if self._status == status.COMPLETED else None
-
-    attempts = property(lambda self: self._attempts)
-    interruptions = property(lambda self: self._interruptions)
-    conflicts = property(lambda self: self._conflicts)
-    hold_reason = property(lambda self: self._hold_reason)
-    callbacks = property(lambda self: self._callbacks)
-
-    @property
-    def assignerUUID(self):
-        return None if self._assigner is None else uuid.UUID(bytes=self._assigner)
 
     def is_unfinished(self):
         """Whether the job is in a queue and has not got its result yet."""
@@ -339,13 +314,14 @@ class Job(JobRecord):
         return tuple(
             other
             for other in (*self._depends_on, *self._after)
-            if other._status not in (status.COMPLETED, status.NEW)
+            if _standing(other)[0] not in (status.COMPLETED, status.NEW)
         )
 
     def failed_dependency(self):
         """The first job of depends_on that ended without success, or None."""
         for other in self._depends_on:
-            if other._status == status.NEW or other.outcome not in (None, 'success'):
+            stands, outcome = _standing(other)
+            if stands == status.NEW or outcome not in (None, 'success'):
                 return other
         return None
 
@@ -453,13 +429,17 @@ class Job(JobRecord):
         if self._status == status.PENDING and self.status != status.PENDING:
             self._cancelled = True  # its worker meets this at its commit
         else:
-            self._end_with(CancelledError(f'{self!r} was cancelled'))
+            _announce(self._ended_with(CancelledError(f'{self!r} was cancelled')))
 
     def fail(self, error=None):
         self._must_be('fail', status.NEW, status.PENDING, status.HELD, status.ASSIGNED)
-        self._end_with(TimeoutError() if error is None else error)
+        _announce(self._ended_with(TimeoutError() if error is None else error))
 
-    def _end_with(self, error):
+    def expired(self):
+        """Its begin_by has passed while it waited; returns the jobs that ended by that."""
+        return self._ended_with(TimeoutError())
+
+    def _ended_with(self, error):
         queue = self.queue if self._status != status.NEW else None
         if self._status == status.PENDING:
             queue.unfile(self)
@@ -468,10 +448,10 @@ class Job(JobRecord):
         self.settled(error if is_failure(error) else Failure(error))
         if queue is None:
             self._conclude()
-            return
-        if self.untold() is None:
-            self.finished()
+            return [self]
+        others = self.finished() if self.untold() is None else []
         queue.file_urgently(self)  # a worker runs the callbacks; its agent keeps it in history
+        return [self, *others]
 
     def retry(self):
         self._must_be('retry', status.COMPLETED)
@@ -558,7 +538,11 @@ class Job(JobRecord):
         self._waits = WAITS_FOR_DEFERRED
         self._status = status.ACTIVE
 
-    waits = property(lambda self: self._waits)
+    def awaited(self):
+        """The jobs that must finish before this one can, as far as that is known; a list."""
+        if self._waits == WAITS_FOR_JOB:
+            return [] if self._result is None else [self._result]
+        return [*self._depends_on, *self._after] if self._status not in status.FINISHED else []
 
     def add_outer(self, outer):
         """`outer` is to be told when this job has finished."""
@@ -566,9 +550,11 @@ class Job(JobRecord):
             self._outers += (outer,)
 
     def inner_finished(self, inner):
-        """The job that this one returned has finished."""
-        if self._waits == WAITS_FOR_JOB and self._result is inner:
-            self.settled(inner._result)
+        """The job that this one returned has finished; whether this one has a result by that."""
+        if self._waits != WAITS_FOR_JOB or self._result is not inner:
+            return False
+        self.settled(inner._result)
+        return True
 
     def finished(self):
         """All callbacks are done.  Jobs that wait for this one are told.
@@ -576,17 +562,19 @@ class Job(JobRecord):
         One that has callbacks of its own goes on in a worker; others finish
         here, in the same transaction.  Both are filed, as nobody has a thread
         for them: a dispatcher shall list them, and let go who depends on them.
+        Returns those that got their result by this.
         """
-        done = [self]
+        done, ended = [self], []
         while done:
             job = done.pop()
             job._status = status.COMPLETED
             if job._callbacks or job._outers:
                 job._told = clock.micros()
             for outer in job._outers:
-                outer.inner_finished(job)
-                if outer._status == status.CALLBACKS:
+                if outer.inner_finished(job):
+                    ended.append(outer)
                     done += outer._goes_on()
+        return ended
 
     def _goes_on(self):
         """It has the result of a job that it returned; [self] if that finishes it."""
@@ -613,12 +601,17 @@ class Job(JobRecord):
         self.queue.held[self.oid] = self
 
     def handed_back(self, begun=False):
-        """Its worker gave it back: it waits at its old place.
+        """Its worker gave it back: it waits at its old place, and no attempt is counted.
 
         `begun`: it had begun, so its policy is asked whether it may do so again.
         """
         if begun:
             self._interrupted = True
+        if self._waits == WAITS_FOR_DEFERRED:
+            self._attempts -= 1  # it was counted when it began to wait
+        self._wait_again()
+
+    def _wait_again(self):
         self._status = status.PENDING
         self._waits = self._result = None
         self.queue.file(self)
@@ -628,7 +621,7 @@ class Job(JobRecord):
         self._interruptions += 1
         self._interrupted = True
         self._count_lost_attempt()
-        self.handed_back()
+        self._wait_again()
 
     def _count_lost_attempt(self):
         """Count an attempt that could not be recorded by its own worker."""
@@ -639,7 +632,7 @@ class Job(JobRecord):
         """Its thread was given up; its policy is asked when it is claimed again."""
         self._overran = True
         self._count_lost_attempt()
-        self.handed_back()
+        self._wait_again()
 
     def overrun_error(self):
         """The error for a job that ran too long."""
@@ -666,6 +659,11 @@ class Job(JobRecord):
 
     # hooks and views
 
+    @property
+    def hooked(self):
+        """The job whose setUp and tearDown count."""
+        return self
+
     def setUp(self):
         return None
 
@@ -681,28 +679,6 @@ class Job(JobRecord):
         check_factory(self._retry_policy_factory, jar)
         for callback in self._callbacks:
             callback.check_args(jar)
-
-    def stats(self):
-        return {
-            'id': self._id,
-            'oid': None if self._p_oid is None else self.oid,
-            'call': self.call_name,
-            'status': self.status,
-            'outcome': self.outcome,
-            'priority': self._priority,
-            'channel': self._channel,
-            'quota names': self._quota_names,
-            'begin after': self.begin_after,
-            'begin by': self.begin_by,
-            'put': clock.datetime_of(self._put),
-            'active start': self.active_start,
-            'active end': self.active_end,
-            'callbacks': len(self._callbacks),
-            'attempts': self._attempts,
-            'interruptions': self._interruptions,
-            'conflicts': self._conflicts,
-            'hold reason': self._hold_reason,
-        }
 
     def __repr__(self):
         cls = type(self)
@@ -762,9 +738,12 @@ class Choice(Job):
 
     def finished(self):
         chosen = self.job()
-        if chosen is not None:
-            chosen.finished()
-        super().finished()
+        ended = [] if chosen is None else chosen.finished()
+        return ended + super().finished()
+
+    @property
+    def hooked(self):
+        return self.job() or self
 
     def getRetryPolicy(self):
         chosen = self.job()
@@ -773,8 +752,21 @@ class Choice(Job):
         return super().getRetryPolicy()
 
 
+def _announce(jobs):
+    for job in jobs:
+        notify(JobCompleted(job))
+
+
 def _pass_on(result):
     return result
+
+
+def _standing(job):
+    """(status, outcome) of another job; one that cannot be loaded any more has failed."""
+    try:
+        return job._status, job.outcome
+    except (AttributeError, KeyError):  # its class is gone, or, with a POSKeyError, its record
+        return status.COMPLETED, 'failure'
 
 
 def _check_new(job):

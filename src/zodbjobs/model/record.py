@@ -7,9 +7,11 @@ default is not stored at all.
 Runs in the thread of the job's connection.
 """
 
+import uuid
+
 from persistent import Persistent
 
-from zodbjobs import status
+from zodbjobs import clock, status
 from zodbjobs.model.owned import OwnedDict, OwnedList
 
 DEFAULT_PRIORITY = 2**31
@@ -66,8 +68,12 @@ NAMES = {number: name for name, number in STATE.items()}
 OF_SUBCLASS = 0
 
 
+def _moment(attribute, doc):
+    return property(lambda self: clock.datetime_of(getattr(self, attribute)), doc=doc)
+
+
 class JobRecord(Persistent):
-    """The attributes of a job, and how they are stored."""
+    """The attributes of a job, how they are stored, and those that can only be read."""
 
     _status = status.NEW
     _call = None
@@ -143,6 +149,27 @@ class JobRecord(Persistent):
         if '_put' in found:
             found.setdefault('_due', found['_put'])
 
+    id = property(lambda self: self._id)
+    depends_on = property(lambda self: self._depends_on)
+    after = property(lambda self: self._after)
+    callbacks = property(lambda self: self._callbacks)
+    attempts = property(lambda self: self._attempts)
+    interruptions = property(lambda self: self._interruptions)
+    conflicts = property(lambda self: self._conflicts)
+    hold_reason = property(lambda self: self._hold_reason)
+    waits = property(lambda self: self._waits)
+    active_start = _moment('_active_start', 'aware UTC datetime, or None')
+    active_end = _moment('_active_end', 'aware UTC datetime, or None')
+
+    @property
+    def oid(self):
+        """The job's oid as an int."""
+        return int.from_bytes(self._p_oid, 'big')
+
+    @property
+    def assignerUUID(self):
+        return None if self._assigner is None else uuid.UUID(bytes=self._assigner)
+
     @property
     def args(self):
         args = self.__dict__.get('_v_args')
@@ -166,6 +193,28 @@ class JobRecord(Persistent):
     def kwargs(self, kwargs):
         self._v_kwargs = OwnedDict(self, '_v_kwargs', 'kwargs', kwargs)
         self._p_changed = True
+
+    def stats(self):
+        return {
+            'id': self._id,
+            'oid': None if self._p_oid is None else self.oid,
+            'call': self.call_name,
+            'status': self.status,
+            'outcome': self.outcome,
+            'priority': self._priority,
+            'channel': self._channel,
+            'quota names': self._quota_names,
+            'begin after': self.begin_after,
+            'begin by': self.begin_by,
+            'put': clock.datetime_of(self._put),
+            'active start': self.active_start,
+            'active end': self.active_end,
+            'callbacks': len(self._callbacks),
+            'attempts': self._attempts,
+            'interruptions': self._interruptions,
+            'conflicts': self._conflicts,
+            'hold reason': self._hold_reason,
+        }
 
 
 def _is_comparable(value):

@@ -28,7 +28,7 @@ from ZODB.broken import Broken
 from zope.event import notify
 
 from zodbjobs import clock, local, status
-from zodbjobs.facts import AGAIN, GIVE_UP, LATER, Decision
+from zodbjobs.facts import AGAIN, GIVE_UP, HOLD, LATER, Decision
 from zodbjobs.interfaces import (
     AbortedError,
     JobCompleted,
@@ -86,6 +86,10 @@ class Raised:
         self.error = error
 
 
+class _Unheard(Exception):
+    """A subscriber raised at what cannot be changed: do it again without telling."""
+
+
 class _Over(Exception):
     """The attempt has ended; carries the kind of its report."""
 
@@ -110,6 +114,7 @@ class Attempt:
         self.conflicts = 0
         self.data_cache = {}
         self.value = None
+        self.unheard = False  # a subscriber raised, and is not asked again
 
     @property
     def connection(self):
@@ -212,7 +217,7 @@ class Attempt:
                 f'{job!r} was interrupted {job.interruptions} times and may not run again;'
                 f' whether its work was done outside the database is not known'
             )
-        self.reschedule(_due_of(advice))
+        self.reschedule(_due_of(advice), begin=False)
         return None
 
     def _after_overrun(self, job):
@@ -223,7 +228,7 @@ class Attempt:
             return None
         if advice is False:
             return error
-        self.reschedule(_due_of(advice))
+        self.reschedule(_due_of(advice), begin=False)
         return None
 
     def _shall_stop(self):
@@ -241,21 +246,25 @@ class Attempt:
                 error = raised
                 failure = Failure(error)
                 self._abort()
+            if self._has_held(error):
+                return None
             decision, failure = self.decide(error, failure)
             if decision.kind == AGAIN:
                 self.conflicts += 1
                 self.worker.statistics.conflicted(self.assignment.job_id)
                 self.tm.begin()
             elif decision.kind == LATER:
-                self.reschedule(decision.due)
+                self.reschedule(decision.due, begin)
             else:
-                return self.record(failure, begin)
+                return self.record(failure, begin, hold=decision.kind == HOLD)
 
     def _try(self, work, begin):
+        self.begin = begin
         job = self._current(begin)
+        self.before = job._status, job._waits
         notify(JobStarted(job))
         former = local.enter(job, self.worker.surroundings, self._shall_stop)
-        hook = _Hook(job)
+        hook = _Hook(job.hooked)
         try:
             hook.set_up()
             self.settle(job, work(job))
@@ -287,6 +296,8 @@ class Attempt:
 
     def settle(self, job, value):
         """Commit the work together with its result."""
+        if self.begin and job._active_start != self.started:
+            self._current(begin=True)  # the call has undone that by transaction.abort()
         job._conflicts += self.conflicts
         later = self._is_later(value)
         if later:
@@ -304,17 +315,32 @@ class Attempt:
         except BaseException as error:
             self.value = value
             error._zodbjobs_commit = True
-            if later:
-                _close(value)
             raise
         self._settled(job, value, later)
 
-    def _store(self, job, result):
+    def _store(self, job, result, announce=notify):
         """Write the result into the record, and finish the job if nobody is to be told."""
         job.settled(result)
-        notify(JobCompleted(job))
+        announce(JobCompleted(job))
         if job.untold() is None and not job._outers:
             job.finished()
+
+    def _has_held(self, error):
+        """Whether a commit that raised was made all the same; then the attempt goes on behind it.
+
+        So it is when the connection was lost before the answer came, or when
+        another data manager failed after the database had committed.
+        """
+        if not getattr(error, '_zodbjobs_commit', False):
+            return False
+        job = self.load()
+        self._still_ours(job)
+        if (job._status, job._waits) == self.before:
+            _close(self.value)
+            return False
+        log.warning('%r: the commit was made although it raised %r', job, error)
+        self._settled(job, self.value, self._is_later(self.value))
+        return True
 
     def _settled(self, job, value, later):
         """The work is committed: say so, and leave if the job waits."""
@@ -371,12 +397,30 @@ class Attempt:
             job = self.load_now()
             self._still_ours(job)
             if job._status == status.CALLBACKS:
-                job.finished()
+                if job.untold() is not None:
+                    return False  # it was added after we had told the others
+                for ended in job.finished():
+                    self._announce(JobCompleted(ended))
             self._note(job)
             self.tm.commit()
+            return True
 
-        self._until_it_holds('finish', complete)
+        while not self._until_it_holds('finish', complete):
+            self.tell()
         return FINISHED
+
+    def _announce(self, event):
+        """Notify, where the outcome stands already and no subscriber can change it."""
+        if self.unheard:
+            return
+        try:
+            notify(event)
+        except Exception as error:
+            if trouble_kind(error) is not None:
+                raise
+            log.critical('a subscriber to %s failed', type(event).__name__, exc_info=True)
+            self.unheard = True
+            raise _Unheard from error
 
     def report(self, kind):
         """The facts about this attempt for the dispatcher."""
@@ -408,7 +452,7 @@ class Attempt:
         level = logging.INFO if kind is None and advice is False else logging.WARNING
         trace.log(level, '%r: %s; its policy says %r', job, failure.getErrorMessage(), advice)
         if advice is False:
-            return Decision(GIVE_UP), failure
+            return Decision(HOLD if self._shall_be_held() else GIVE_UP), failure
         if advice is True and kind == retry.CONFLICT:
             return Decision(AGAIN), failure
         return Decision(LATER, 0 if advice is True else _due_of(advice)), failure
@@ -429,22 +473,27 @@ class Attempt:
         )  # fmt: skip
         return False
 
-    def record(self, failure, begin):
-        """Make `failure` the job's result, and try until that is committed."""
+    def record(self, failure, begin, hold=False):
+        """Make `failure` the job's result, and try until that is committed.
+
+        With `hold` the job is set aside instead.
+        """
 
         def store():
-            self.tm.begin()
-            job = self._current(begin)
+            job = self.load_now()
             self._still_ours(job)
-            job._conflicts += self.conflicts
-            if self.data_cache:
-                self._advice_data(job)
-            if begin and self._shall_be_held(job):
-                job.set_aside(f'retries used up: {failure.getErrorMessage()}')
+            if job._status not in status.FINISHED:  # else a commit that raised was made
+                if begin:
+                    self._current(begin)
+                job._conflicts += self.conflicts
+                if self.data_cache:
+                    self._advice_data(job)
+                if hold:
+                    job.set_aside(f'retries used up: {failure.getErrorMessage()}')
+                    self.tm.commit()
+                    raise _Over(RELEASED)
+                self._store(job, failure, self._announce)
                 self.tm.commit()
-                raise _Over(RELEASED)
-            self._store(job, failure)
-            self.tm.commit()
             self._note(job)
             self._log_outcome(job)
             return job._status == status.COMPLETED
@@ -452,27 +501,30 @@ class Attempt:
         if self._until_it_holds('record the failure of', store):
             raise _Over(FINISHED)
 
-    def _shall_be_held(self, job):
+    def _shall_be_held(self):
         try:
-            return getattr(job.getRetryPolicy(), 'on_exhausted', 'fail') == 'hold'
+            policy = self.connection.get(self.oid).getRetryPolicy()
+            return getattr(policy, 'on_exhausted', 'fail') == 'hold'
         except Exception:  # noqa: BLE001 - user code; logged where its advice was asked
             return False
+        finally:
+            self._abort()
 
     def _advice_data(self, job):
         with contextlib.suppress(Exception):  # a policy's own data must not lose the outcome
             job.getRetryPolicy().updateData(self.data_cache)
 
-    def reschedule(self, due):
+    def reschedule(self, due, begin=True):
         """File the job again, to begin at `due` (microseconds; 0: at its old place)."""
 
         def store():
             self.tm.begin()
-            job = self._current(begin=True)
+            job = self._current(begin)
             self._still_ours(job)
             job._conflicts += self.conflicts
             self._advice_data(job)
             job.rescheduled(due)
-            notify(JobRescheduled(job))
+            self._announce(JobRescheduled(job))
             self.tm.commit()
             trace.info('%r runs again at %s', job, job.begin_after)
 
@@ -509,6 +561,8 @@ class Attempt:
                 return deed()
             except (_Over, ReassignedError):
                 raise
+            except _Unheard:
+                self._abort()
             except Exception as error:  # noqa: BLE001 - whatever it is, the job must not be lost
                 self._abort()
                 if trouble.is_conflict(error):
@@ -572,12 +626,12 @@ class CallbackAttempt(Attempt):
             value = self.take_value(self.worker.wait_for(value), job)
         return value
 
-    def reschedule(self, due):
+    def reschedule(self, due, begin=True):
         """A callback has no place of its own: the job that it follows is filed for then."""
 
         def store():
             self.tm.begin()
-            job = self._current(begin=True)
+            job = self._current(begin)
             self._advice_data(job)
             main = self.connection.get(self.main_oid)
             main.queue.file_urgently(main, due)
@@ -595,6 +649,9 @@ class CallbackAttempt(Attempt):
                 raise
         finally:
             self._abort()
+
+    def _shall_be_held(self):
+        return False  # the job that it follows could not end
 
     def _still_ours(self, job):
         main = self.connection.get(self.main_oid)
@@ -631,7 +688,7 @@ class _Hook:
             attempt.tm.begin()
             self.job.tearDown(self.info)
             attempt.tm.commit()
-        except Exception:  # noqa: BLE001 - user code, after the commit: the outcome stands
+        except BaseException:  # noqa: BLE001 - user code, after the commit: the outcome stands
             log.critical('tearDown of %r failed', self.job, exc_info=True)
             attempt._abort()
 
@@ -655,12 +712,14 @@ def _due_of(advice):
 
 def _waits_for(inner, job):
     """Whether `inner` waits, over any number of jobs, for `job`."""
-    seen = set()
-    while isinstance(inner, Job) and id(inner) not in seen:
-        if inner is job:
+    seen, rest = set(), [inner]
+    while rest:
+        each = rest.pop()
+        if each is job:
             return True
-        seen.add(id(inner))
-        inner = inner._result if inner._waits == WAITS_FOR_JOB else None
+        if id(each) not in seen:
+            seen.add(id(each))
+            rest += each.awaited()
     return False
 
 

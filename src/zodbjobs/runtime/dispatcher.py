@@ -11,7 +11,6 @@ thread of its pool.  Reports come from the workers' threads, rings from any.
 `deactivate` waits in a thread of its own, so it needs no reactor to end.
 """
 
-import datetime
 import logging
 import os
 import random
@@ -31,9 +30,9 @@ from zodbjobs.interfaces import IUUID, KEY, IDispatcher, JobClaimed
 from zodbjobs.runtime import attempt, fence, trouble, wakeup, witness
 from zodbjobs.runtime.annotations import Notebook, Surroundings
 from zodbjobs.runtime.liveness import LOOK_SECONDS, Liveness
-from zodbjobs.runtime.look import Look, earliest, poll_results
+from zodbjobs.runtime.look import Look, earliest, poll_results, status_info
 from zodbjobs.runtime.pool import AgentThreadPool, LoopThread, await_value
-from zodbjobs.runtime.retire import Retirement
+from zodbjobs.runtime.retire import Retirement, close_records
 from zodbjobs.runtime.statistics import Statistics
 
 log = logging.getLogger('zodbjobs.events')
@@ -44,13 +43,6 @@ PASS_ATTEMPTS = 8
 
 #: After the n-th conflict a pass waits up to 2 ms * 2**n, at most 50 ms.
 FIRST_BACKOFF_SECONDS, LONGEST_BACKOFF_SECONDS = 0.002, 0.05
-
-#: Seconds of work that may be claimed ahead of the free threads, for short jobs.
-AHEAD_SECONDS = 0.1
-#: Jobs longer than this are not claimed ahead.
-AHEAD_JOB_SECONDS = 0.05
-#: Never more than this ahead, for one agent.
-AHEAD_LIMIT = 64
 
 #: Seconds for all threads that run no job to end, which takes them an instant.
 THREADS_END_SECONDS = 2
@@ -139,7 +131,8 @@ class Dispatcher:
         self._slow_due = 0.0  # monotonic seconds
         self._trigger = None
         self._served = set()  # names of the queues where this dispatcher is activated
-        self._deferred = set()  # filings that wait for a Deferred (not: for a coroutine)
+        self._threadless = {}  # of those in flight: the ones that wait for a Deferred
+        self._deferred = set()  # the filings among them that do not wait for a coroutine
         self._checked = {}  # oid of an agent: the key down to which its history was checked
         self.overrun_count = 0  # threads given up because their jobs ran too long
         self.objection = None  # why this database may not be served, if so: a text
@@ -193,15 +186,7 @@ class Dispatcher:
         with self._guard:
             self.queues = {}
             self._flight.clear()
-            self._deferred.clear()
-            self._served = set()
-            self._slow_due = 0.0
-
-    def _forget_former_life(self):
-        """What still runs from before the latest stop was handed back, and concerns us no more."""
-        with self._guard:
-            self.queues = {}
-            self._flight.clear()
+            self._threadless.clear()
             self._deferred.clear()
             self._served = set()
             self._slow_due = 0.0
@@ -323,6 +308,7 @@ class Dispatcher:
             return
         changed = bool(queues) and fence.mark(queues, self.deployment)
         shown = False
+        self._give_up_overtaken()
         for queue in queues.values():
             changed |= self._register(queue)
             changed |= self._bury_dead(queue)
@@ -474,6 +460,7 @@ class Dispatcher:
     def _close_pools(self, pools):
         for pool in pools:
             self.db.setPoolSize(max(1, self.db.getPoolSize() - pool.getSize()))
+            self._withdraw(pool)
             pool.stop()
 
     def _watch(self, queues):
@@ -517,12 +504,33 @@ class Dispatcher:
         """(free threads, jobs to claim ahead) of an agent."""
         pool = self.queues[queue_name][agent.name]
         taken = self.flight_count(queue_name, agent.name)
-        ahead = 0
-        mean = pool.mean_seconds
-        if mean is not None and mean < AHEAD_JOB_SECONDS:
-            ahead = min(AHEAD_LIMIT, int(agent.size * AHEAD_SECONDS / max(mean, 1e-6)))
+        ahead = 0 if self._waits(queue_name, agent) else pool.ahead_count()
         free = max(0, agent.size - taken)
         return free, max(0, agent.size + ahead - max(taken, agent.size))
+
+    def _waits(self, queue_name, agent):
+        """Whether a job of that agent waits for a Deferred: nobody knows how long."""
+        with self._guard:
+            return any(
+                (a.queue, a.agent) == (queue_name, agent.name) for a in self._threadless.values()
+            )
+
+    def _give_up_overtaken(self):
+        """Free the slots of jobs that were cancelled while they waited for a Deferred."""
+        for assignment in list(self._threadless.values()):
+            home = self._conn
+            if assignment.database:
+                home = home.get_connection(assignment.database)
+            if getattr(home.get(assignment.oid), '_token', None) == assignment.token:
+                continue
+            with self._guard:
+                if self._threadless.pop(assignment.filing, None) is None:
+                    continue
+            pool = self.queues.get(assignment.queue, {}).get(assignment.agent)
+            if pool is not None:
+                pool.free_slot()
+            self.statistics.reassigned(assignment.job_id)
+            self._land(attempt.Report(assignment, attempt.REASSIGNED))
 
     # what workers tell
 
@@ -533,8 +541,9 @@ class Dispatcher:
             return  # its thread had been given up; whatever it did was fenced off
         if report.kind == attempt.DEFERRED:
             self.statistics.waits(assignment.job_id)
-            if isinstance(report.deferred, Deferred):
-                with self._guard:
+            with self._guard:
+                self._threadless[assignment.filing] = assignment
+                if isinstance(report.deferred, Deferred):
                     self._deferred.add(assignment.filing)
             self.await_value(report.deferred, lambda value: self._fired(assignment, value))
             return
@@ -583,6 +592,8 @@ class Dispatcher:
         """The Deferred of a job has its value: a thread of its agent goes on with it."""
         with self._guard:
             self._deferred.discard(assignment.filing)
+            if self._threadless.pop(assignment.filing, None) is not assignment:
+                return  # too late: the job was cancelled, or handed back
         pool = self.queues.get(assignment.queue, {}).get(assignment.agent)
         if pool is not None:
             pool.submit(assignment, resume=(value,))
@@ -661,18 +672,18 @@ class Dispatcher:
         log.info('dispatcher %s stops: no new claims', self.UUID)
         self._listener.close()
 
-    def _withdraw(self):
+    def _withdraw(self, pool):
         """Take back what no thread has begun."""
-        for pools in self.queues.values():
-            for pool in pools.values():
-                for assignment in pool.withdraw():
-                    with self._guard:
-                        self._flight.pop(assignment.filing, None)
+        for assignment in pool.withdraw():
+            with self._guard:
+                self._flight.pop(assignment.filing, None)
 
     def _drain(self):
         """Wait for what runs, hand back the rest, and be off."""
         with self._pass_lock:  # a pass that is under way may be claiming
-            self._withdraw()
+            for pools in self.queues.values():
+                for pool in pools.values():
+                    self._withdraw(pool)
         self._await_landing()
         with self._pass_lock:
             self._hand_back_all()
@@ -715,7 +726,10 @@ class Dispatcher:
                 connection = self.db.open(manager)
                 manager.begin()
                 queues = connection.root().get(KEY) or {}
-                self._close_records(queues)
+                with self._guard:
+                    reports, flying = list(self._reports), list(self._flight.values())
+                served = [queue for name, queue in queues.items() if name in self._served]
+                close_records(self.UUID, served, reports, flying)
                 manager.commit()
                 return
             except Exception as error:  # noqa: BLE001 - the next life recovers what is left
@@ -726,20 +740,6 @@ class Dispatcher:
             finally:
                 if connection is not None:
                     connection.close()
-
-    def _close_records(self, queues):
-        with self._guard:
-            reports = list(self._reports)
-        for name, queue in queues.items():
-            record = queue.dispatchers.get(self.UUID)
-            if record is None or record.activated is None or name not in self._served:
-                continue
-            retirement = Retirement(queue, clock.micros())
-            retirement.write(record, [r for r in reports if r.assignment.queue == name])
-            for agent in record.values():
-                retirement.sweep(agent)
-            begun = {int.from_bytes(a.oid, 'big') for a in list(self._flight.values())}
-            record.deactivate(begun)
 
     # look
 
@@ -752,20 +752,7 @@ class Dispatcher:
         return self.statistics.jobs
 
     def getStatusInfo(self):
-        age = None if self._last_poll is None else clock.monotonic() - self._last_poll
-        if not self.activated:
-            state = 'STOPPED' if self.activated is False else 'STOPPING'
-        elif age is None:
-            state = 'STARTING'
-        else:
-            state = 'RUNNING' if age <= 2 * self.poll_interval + 1 else 'STUCK'
-        return {
-            'status': state,
-            'poll interval': _span(self.poll_interval),
-            'time since last poll': None if age is None else _span(age),
-            'uptime': _span(clock.monotonic() - self.started) if self.activated else None,
-            'uuid': self.UUID,
-        }
+        return status_info(self, self._last_poll)
 
     def getStatistics(self, at=None, before=None, since=None, queue=None, agent=None):
         return self.statistics.getStatistics(at, before, since, queue, agent)
@@ -784,10 +771,6 @@ class Dispatcher:
 
     def __repr__(self):
         return f'<Dispatcher {self.UUID}>'
-
-
-def _span(seconds):
-    return datetime.timedelta(seconds=seconds)
 
 
 def _database_identity(db):

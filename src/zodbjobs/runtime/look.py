@@ -3,9 +3,13 @@
 Runs in the dispatcher's pass, in its transaction; the dispatcher commits.
 """
 
+import datetime
 import logging
 
+from zope.event import notify
+
 from zodbjobs import clock
+from zodbjobs.interfaces import JobCompleted
 from zodbjobs.model.handout import Round
 from zodbjobs.runtime.retire import Retirement
 
@@ -40,8 +44,8 @@ class Look:
             self.is_worth_a_commit = True
             self.retire()
         queue, now = self.queue, clock.micros()
-        look = Round(queue, now, self._rank(), self._complain)
-        look.expire()
+        look = Round(queue, now, self._rank(), self._complain, bool(self.reports))
+        self._announce(look.expire())
         found = []
         if queue.is_paused(now):
             paused = queue.settings.paused
@@ -77,7 +81,7 @@ class Look:
         for agent, room, ahead in agents:
             found += look.pick(agent, room, ahead)
         look.file_rest()
-        if look.hindered and self.reports:
+        if look.hindered:
             self._hindered = self.is_worth_a_commit = True
             self.retire()
         return found
@@ -87,6 +91,14 @@ class Look:
         if self.slow:
             look.sort()
             look.file_rest()
+
+    def _announce(self, ended):
+        """Say that these jobs have their result; what a subscriber raises changes nothing."""
+        for job in ended:
+            try:
+                notify(JobCompleted(job))
+            except Exception as error:
+                self._complain(f'a subscriber to the end of {job!r} failed', error)
 
     def _rank(self):
         active = sorted(str(r.UUID) for r in self.record.parent.values() if r.activated)
@@ -116,6 +128,29 @@ def poll_results(dispatcher, queues, found):
             for agent in record.values()
         }
     return results
+
+
+def status_info(dispatcher, last_poll):
+    """See IDispatcher.getStatusInfo; `last_poll` is in monotonic seconds, or None."""
+    age = None if last_poll is None else clock.monotonic() - last_poll
+    if not dispatcher.activated:
+        state = 'STOPPED' if dispatcher.activated is False else 'STOPPING'
+    elif age is None:
+        state = 'STARTING'
+    else:
+        state = 'RUNNING' if age <= 2 * dispatcher.poll_interval + 1 else 'STUCK'
+    uptime = clock.monotonic() - dispatcher.started if dispatcher.activated else None
+    return {
+        'status': state,
+        'poll interval': _span(dispatcher.poll_interval),
+        'time since last poll': _span(age),
+        'uptime': _span(uptime),
+        'uuid': dispatcher.UUID,
+    }
+
+
+def _span(seconds):
+    return None if seconds is None else datetime.timedelta(seconds=seconds)
 
 
 def earliest(*moments):

@@ -10,6 +10,7 @@ the thread it stands for.
 """
 
 import asyncio
+import collections
 import logging
 import queue
 import threading
@@ -19,11 +20,18 @@ from twisted.internet.defer import Deferred
 
 from zodbjobs import clock
 from zodbjobs.model.failure import is_failure
-from zodbjobs.runtime.attempt import Attempt, Raised
+from zodbjobs.runtime.attempt import DEFERRED, Attempt, Raised
 
 log = logging.getLogger('zodbjobs.events')
 
 _END = object()
+
+#: Seconds of work that may be claimed ahead of the free threads, for short jobs.
+AHEAD_SECONDS = 0.1
+#: Jobs longer than this are not claimed ahead.
+AHEAD_JOB_SECONDS = 0.05
+#: Never more than this ahead, for one agent.
+AHEAD_LIMIT = 64
 
 #: Seconds between two looks whether the running job was cancelled, for a job that asks.
 CANCEL_LOOK_SECONDS = 1
@@ -58,7 +66,10 @@ class Worker:
         return connection.get_connection(database) if database else connection
 
     def do(self, assignment, resume=None):
-        """Make an attempt, or resume one with the value that `resume` holds."""
+        """Make an attempt, or resume one with the value that `resume` holds.
+
+        Returns whether the job keeps its slot, as it waits for a Deferred.
+        """
         self.assignment = assignment
         self._soft_at, self._is_cancelled = None, False
         if resume is None:
@@ -69,6 +80,7 @@ class Worker:
             report = Attempt(self, assignment).resume_with(resume[0])
         self.assignment = None
         self.dispatcher.reported(report)
+        return report.kind == DEFERRED
 
     def limit(self, assignment, limits):
         """The job begins; `limits` are (soft, hard) microseconds or None."""
@@ -119,7 +131,11 @@ class Worker:
 
 
 class AgentThreadPool:
-    """The threads of one agent."""
+    """The threads of one agent, and its slots.
+
+    A job takes a slot from its begin to its end.  One that waits for a Deferred
+    keeps it without a thread; what was claimed ahead is held until a slot is free.
+    """
 
     worker_class = Worker
 
@@ -133,9 +149,12 @@ class AgentThreadPool:
         self.stopping = threading.Event()
         self.mean_seconds = None  # of the latest jobs, weighted
         self._size = size
-        self._inbox = queue.SimpleQueue()
+        self._slots = size  # as `_size`, but `stop` leaves it
+        self._inbox = queue.SimpleQueue()  # for the threads: work that has a slot, and _END
+        self._held = collections.deque()  # assignments that have no slot yet
         self._guard = threading.Lock()
-        self._busy = 0  # work submitted and not done
+        self._taken = 0  # slots
+        self._busy = 0  # work in the inbox, or in a thread
 
     def getSize(self):
         """How many threads the pool may have."""
@@ -147,46 +166,73 @@ class AgentThreadPool:
             if size is None:
                 size = self._size
             change, self._size = size - self._size, size
-            self.threads = [thread for thread in self.threads if thread.is_alive()]
+            self._slots = size
+            self._begin_held()
             for _ in range(len(self.threads) - size):
                 self._inbox.put(_END)
         return change
 
     def submit(self, assignment, resume=None):
-        """Have a thread make an attempt, as soon as one is free."""
-        self._inbox.put((assignment, resume))
+        """Have a thread make an attempt, as soon as there is a slot, or resume one."""
         with self._guard:
-            self._busy += 1
-            self.threads = [thread for thread in self.threads if thread.is_alive()]
-            if len(self.threads) < min(self._busy, max(1, self._size)):
-                self._start_thread()
+            if resume is None:
+                self._held.append(assignment)
+                self._begin_held()
+            else:
+                self._give((assignment, resume))
+
+    def free_slot(self):
+        """A job that waited for a Deferred has lost its slot."""
+        with self._guard:
+            self._taken -= 1
+            self._begin_held()
+
+    def _begin_held(self):
+        while self._held and self._taken < self._slots:
+            self._taken += 1
+            self._give((self._held.popleft(), None))
+
+    def _give(self, item):
+        self._inbox.put(item)
+        self._busy += 1
+        if len(self.threads) < min(self._busy, max(1, self._slots)):
+            self._start_thread()
 
     def withdraw(self):
         """Take back the work that no thread has begun; returns the assignments."""
-        found, rest = [], []
-        while True:
-            try:
-                item = self._inbox.get_nowait()
-            except queue.Empty:
-                break
-            if item is _END or item[1] is not None:
-                rest.append(item)
-            else:
-                found.append(item[0])
-        for item in rest:
-            self._inbox.put(item)
         with self._guard:
-            self._busy -= len(found)
+            found, rest = list(self._held), []
+            self._held.clear()
+            while True:
+                try:
+                    item = self._inbox.get_nowait()
+                except queue.Empty:
+                    break
+                if item is _END or item[1] is not None:
+                    rest.append(item)
+                else:
+                    found.append(item[0])
+                    self._taken -= 1
+                    self._busy -= 1
+            for item in rest:
+                self._inbox.put(item)
         return found
 
     def waiting_count(self):
         """How much submitted work no thread has begun."""
-        return self._inbox.qsize()
+        return len(self._held) + self._inbox.qsize()
 
     def measured(self, seconds):
         """An attempt took so long."""
         mean = self.mean_seconds
         self.mean_seconds = seconds if mean is None else 0.8 * mean + 0.2 * seconds
+
+    def ahead_count(self):
+        """How many jobs may be claimed ahead of the free threads, as jobs are short here."""
+        mean = self.mean_seconds
+        if mean is None or mean >= AHEAD_JOB_SECONDS:
+            return 0
+        return min(AHEAD_LIMIT, int(self._size * AHEAD_SECONDS / max(mean, 1e-6)))
 
     def give_up(self, worker, assignment):
         """The job of `worker` has used up its time: go on without that thread."""
@@ -194,9 +240,16 @@ class AgentThreadPool:
             if worker.assignment is not assignment or worker.abandoned:
                 return
             worker.abandoned = True
-            self._busy -= 1
             self.threads = [t for t in self.threads if t is not worker.thread]
+            self._done()
         self.dispatcher.overran(assignment)
+
+    def _done(self, keeps_slot=False):
+        """A thread has done a piece of work."""
+        self._busy -= 1
+        if not keeps_slot:
+            self._taken -= 1
+            self._begin_held()
 
     def stop(self):
         """Let every thread end after what it is doing."""
@@ -222,18 +275,33 @@ class AgentThreadPool:
     def _work(self):
         worker = self.worker_class(self)
         try:
-            while not worker.abandoned and (item := self._inbox.get()) is not _END:
+            while not worker.abandoned:
+                item = self._inbox.get()
+                if item is _END:
+                    if self._may_end(worker):
+                        break
+                    continue
+                keeps_slot = False
                 try:
-                    worker.do(*item)
+                    keeps_slot = worker.do(*item)
                 except BaseException:  # noqa: BLE001 - an attempt never raises; a thread never dies
                     log.critical('a worker thread met an unexpected error', exc_info=True)
                     self.dispatcher.lost(item[0])
                 finally:
                     with self._guard:
                         if not worker.abandoned:
-                            self._busy -= 1
+                            self._done(keeps_slot)
         finally:
             worker.close()
+
+    def _may_end(self, worker):
+        """Whether there still is a thread too many; the pool may have grown again meanwhile."""
+        with self._guard:
+            if len(self.threads) <= self._size:
+                return False
+            if not self.stopping.is_set():  # `join` waits for those that end at a stop
+                self.threads = [t for t in self.threads if t is not worker.thread]
+            return True
 
 
 class LoopThread:

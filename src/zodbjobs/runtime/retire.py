@@ -10,7 +10,7 @@ Runs in the dispatcher's transaction.
 
 from zope.event import notify
 
-from zodbjobs import status
+from zodbjobs import clock, status
 from zodbjobs.interfaces import JobFiled
 from zodbjobs.model.intake import entries_of
 from zodbjobs.model.job import WAITS_FOR_JOB
@@ -77,6 +77,8 @@ class Retirement:
         oid = int.from_bytes(assignment.oid, 'big')
         entry = agent.running.get(oid)
         if entry is None or not agent.retired(oid, assignment.token):
+            if report.kind == attempt.STALE:  # a later filing has taken its place in the list
+                self.queue.ready.dropped.change(-1)
             return False
         job = entry[1]
         if report.kind == attempt.FINISHED:
@@ -140,3 +142,21 @@ class Retirement:
                 self.queue.notes.drop(int.from_bytes(job._p_oid, 'big'))
             changed = True
         return changed
+
+
+def close_records(uuid, queues, reports, flying):
+    """A dispatcher stops: write the last Reports, and hand back what its agents still run.
+
+    `queues` are those that it serves, `flying` the Assignments of jobs that
+    were still running.
+    """
+    begun = {int.from_bytes(assignment.oid, 'big') for assignment in flying}
+    for queue in queues:
+        record = queue.dispatchers.get(uuid)
+        if record is None or record.activated is None:
+            continue
+        retirement = Retirement(queue, clock.micros())
+        retirement.write(record, [r for r in reports if r.assignment.queue == queue.name])
+        for agent in record.values():
+            retirement.sweep(agent)
+        record.deactivate(begun)
