@@ -477,6 +477,10 @@ class Queue(Persistent):
             waiting = queue.waiters.get(first.oid)
             if waiting is None:
                 waiting = queue.waiters[first.oid] = LOBTree()
+            former = waiting.get(job.oid)
+            if former is not None:  # a withdrawn filing
+                former[-1].ready.waiting.change(-1)
+                former[-1].ready.dropped.change(-1)
             waiting[job.oid] = (token, job, self)
             return
         group = (job._priority, job._channel or '', job._quota_names, int(job.runs_once))
