@@ -89,6 +89,22 @@ class TestOneJob:
         world.audit()
 
 
+class TestBurial:
+    def test_what_was_claimed_in_that_moment_is_found(self, world, run):
+        """The claim was on its way to the server when its dispatcher died."""
+        world.staff(1, 1)
+        world.put('a')
+        dying = world.dispatchers[0]
+        claim = Pass(dying)
+        burying = Wish(world, lambda side: side.queue.dispatchers[dying.UUID].died())
+        for each in (claim, burying):
+            each.do()
+        for each in (burying, claim) if run.swapped else (claim, burying):
+            each.commit()
+        claim.crash()
+        world.audit()
+
+
 class TestRetry:
     def test_while_the_failure_is_listed(self, world, run):
         world.staff(1)

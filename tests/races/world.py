@@ -390,9 +390,10 @@ class Pass:
 
     def __init__(self, dispatcher):
         self.dispatcher = dispatcher
-        self.thread = threading.Thread(target=dispatcher.poll)
+        self.thread = threading.Thread(target=self._poll)
         self.thread.race = self
         self._ends = 0  # of transactions
+        self._is_dead = False
         self._done, self._may_commit = threading.Event(), threading.Event()
         self._claimed, self._may_start = threading.Event(), threading.Event()
 
@@ -400,6 +401,10 @@ class Pass:
     def conflicts(self):
         # a commit that failed, and the abort after it, come before the one that holds
         return (self._ends - 1) // 2
+
+    def _poll(self):
+        with contextlib.suppress(SystemExit):  # see `crash`
+            self.dispatcher.poll()
 
     def do(self):
         self.dispatcher._manager.registerSynch(self)
@@ -421,6 +426,8 @@ class Pass:
     def claimed(self):
         self._claimed.set()
         assert self._may_start.wait(PATIENCE_SECONDS)
+        if self._is_dead:
+            raise SystemExit  # of this thread
 
     def commit(self):
         self._may_commit.set()
@@ -432,6 +439,14 @@ class Pass:
         self._may_start.set()
         self.thread.join(PATIENCE_SECONDS)
         self.dispatcher._manager.unregisterSynch(self)
+
+    def crash(self):
+        """Its dispatcher is no more: the witness says so, and nothing of it goes on."""
+        self._is_dead = True
+        self.dispatcher.activated = None
+        self.go()
+        self.dispatcher._witness.release()
+        self.dispatcher.reactor.unwatch(self.dispatcher)
 
 
 def hold_up(event):

@@ -119,6 +119,17 @@ class DispatcherAgents(_Mapping):
             hand_back(agent, interrupted=True)
         notify(DispatcherDeactivated(self))
 
+    def emptied(self):
+        """Nobody serves here: what its agents list goes back.  Whether there was anything.
+
+        A claim that was on its way when the dispatcher died does not conflict
+        with the burial, and comes after it.
+        """
+        agents = [agent for agent in self.values() if agent.held_count()]
+        for agent in agents:
+            hand_back(agent, interrupted=True)
+        return bool(agents)
+
     def __setitem__(self, name, agent):
         if not hasattr(agent, 'running'):
             raise ValueError(f'only an agent can be put here, not {agent!r}')

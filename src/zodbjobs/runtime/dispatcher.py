@@ -386,9 +386,11 @@ class Dispatcher:
         """Give back the jobs of dispatchers that are proved dead."""
         changed = False
         for record in queue.dispatchers.values():
-            if record.UUID == self.UUID or record.activated is None:
+            if record.UUID == self.UUID:
                 continue
-            if self._liveness.is_dead(record):
+            if record.activated is None:
+                changed |= record.emptied()
+            elif self._liveness.is_dead(record):
                 log.error(
                     'queue %r: dispatcher %s is dead; its jobs go to others',
                     queue.name, record.UUID,
