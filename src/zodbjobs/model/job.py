@@ -645,6 +645,8 @@ class Job(JobRecord):
         self._waits = self._result = None
         self._interrupted = False
         if due:
+            if self._begin_by is not None:  # the instant by which it must begin stays
+                self._begin_by = max(0, self._due + self._begin_by - due)
             self._due = due
         self.queue.file(self)
 

@@ -210,6 +210,8 @@ class Attempt:
         """None to go on, or the error with which an interrupted job ends."""
         advice = self._advice(job, 'interrupted')
         trace.info('%r was interrupted; its policy says %r', job, advice)
+        if job.is_late(clock.micros()):
+            advice = False
         if advice is True:
             return None
         if advice is False:
@@ -455,14 +457,24 @@ class Attempt:
             return Decision(HOLD if self._shall_be_held() else GIVE_UP), failure
         if advice is True and kind == retry.CONFLICT:
             return Decision(AGAIN), failure
-        return Decision(LATER, 0 if advice is True else _due_of(advice)), failure
+        due = 0 if advice is True else _due_of(advice)
+        if self._is_too_late(due) and kind != retry.DISCONNECTED:
+            return Decision(GIVE_UP), failure
+        return Decision(LATER, due), failure
+
+    def _is_too_late(self, due):
+        """Whether the job must have begun before `due` (microseconds)."""
+        try:
+            return self.load().is_late(due)
+        finally:
+            self._abort()
 
     def _advice(self, job, method, *args):
         """Ask the policy; one that fails, or answers nonsense, means no more tries."""
         try:
             ask = getattr(job.getRetryPolicy(), method)
             advice = ask(*args)
-        except Exception:  # noqa: BLE001 - user code
+        except BaseException:  # noqa: BLE001 - user code
             log.exception('the retry policy of %r failed in %s(); no retry', job, method)
             return False
         if isinstance(advice, (bool, datetime.datetime, datetime.timedelta)):
