@@ -623,6 +623,18 @@ class Job(JobRecord):
         self._count_lost_attempt()
         self._wait_again()
 
+    def telling_was_interrupted(self, counted):
+        """Its worker ended while it told the callbacks; the first one left may have begun."""
+        self._interruptions += counted
+        callback = self.untold()
+        if callback is None:
+            return
+        if callback._status == status.CALLBACKS:
+            callback.telling_was_interrupted(counted)
+        else:
+            callback._interruptions += counted
+            callback._interrupted = True
+
     def _count_lost_attempt(self):
         """Count an attempt that could not be recorded by its own worker."""
         if self._waits is None:

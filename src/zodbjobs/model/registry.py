@@ -225,8 +225,8 @@ def hand_back(agent, interrupted=False, begun=()):
                 queue.ready.dropped.change(-1)
             continue
         if job._status in status.FINISHED:
-            if interrupted and job._status == status.CALLBACKS:
-                job._interruptions += 1
+            if job._status == status.CALLBACKS and (interrupted or oid in begun):
+                job.telling_was_interrupted(counted=interrupted)
             queue.conclude(agent, job)
         elif job.waits == WAITS_FOR_JOB:
             agent.waiting[oid] = job

@@ -627,6 +627,8 @@ class CallbackAttempt(Attempt):
         if job._status == status.CALLBACKS:
             return TELL
         error = job.due_error(clock.micros()) if job._begin_by is not None else None
+        if error is None and job._interrupted:
+            error = self._after_interruption(job)
         if error is not None:
             self.record(Failure(error), begin=False)
             return TELL
