@@ -64,10 +64,20 @@ def put(layer, call, *args, **wishes):
 
 
 def run(layer, call, *args, **wishes):
-    """Put it, wait for its end (half an hour at most), and return the job."""
-    job = put(layer, call, *args, **wishes)
-    layer.reactor.wait_for(job, attempts=60, poll_interval=30)
-    return job
+    """Put it, wait for its end, and return the job."""
+    return finish(layer, put(layer, call, *args, **wishes))
+
+
+def finish(layer, job):
+    """Let time pass from one date of the job to the next, and give each attempt its time."""
+    for _ in range(100):
+        layer.reactor.settle(5)
+        transaction.begin()
+        if job.status == status.COMPLETED:
+            return job
+        wait_seconds = (job.begin_after - clock.now()).total_seconds()
+        layer.reactor.time_flies(max(wait_seconds, 1))
+    raise AssertionError(testing.waiting.standing(job))
 
 
 def is_idle(layer):
@@ -208,7 +218,7 @@ class TestDefault:
         assert len(said) == 1 and job.status == status.PENDING
         assert layer.dispatcher._flight == {}
         assert job.begin_after == clock.now() + datetime.timedelta(seconds=1)
-        layer.reactor.wait_for(job, attempts=60, poll_interval=30)
+        finish(layer, job)
         steps = [b - a for a, b in zip(begins(), begins()[1:], strict=False)]
         assert steps == [*range(5, 61, 5), 60, 60]
         assert (job.result, job.attempts) == ('done', 15)
@@ -237,7 +247,7 @@ class TestDefault:
         other = put(layer, raising, ValueError(), quota_names=['one'])
         layer.reactor.wait_for(other, attempts=1)
         assert job.status == status.PENDING
-        layer.reactor.wait_for(job)
+        finish(layer, job)
         assert job.result == 'done' and is_idle(layer)
 
 
@@ -289,7 +299,7 @@ class TestNever:
         pool = layer.dispatcher.queues['']['main']
         layer.dispatcher.deactivate()
         layer.dispatcher.activate()
-        layer.reactor.wait_for(job)
+        finish(layer, job)
         assert job.result.check(AbortedError) and len(said) == 1
         assert job.interruptions == 0
         gate.set()
@@ -343,7 +353,7 @@ class TestPolicy:
         transaction.begin()
         assert job.status == status.PENDING and layer.dispatcher._flight == {}
         assert job.begin_after == clock.now() + datetime.timedelta(seconds=expected[1])
-        layer.reactor.wait_for(job, attempts=20, poll_interval=30)
+        finish(layer, job)
         assert begins() == expected and job.attempts == 4
 
     def test_on_exhausted_hold(self, layer):
@@ -359,7 +369,7 @@ class TestPolicy:
         job.args.append(0)
         job.resume()
         transaction.commit()
-        layer.reactor.wait_for(job, attempts=1)
+        finish(layer, job)
         assert job.result == 'done' and job.attempts == 3
 
     def test_on_exhausted_hold_of_a_coroutine(self, layer):
@@ -380,7 +390,7 @@ class TestPolicy:
         job.cancel()
         transaction.commit()
         gate.set()
-        layer.reactor.wait_for(job)
+        finish(layer, job)
         assert job.outcome == 'cancelled'
 
     def test_conflicts_and_errors_count_apart(self, layer):
@@ -432,7 +442,7 @@ class TestDeadline:
         layer.reactor.settle(5, until=lambda: bool(said))
         layer.reactor.time_flies(61)
         gate.set()
-        layer.reactor.wait_for(job)
+        finish(layer, job)
         assert job.result.check(ValueError) and len(said) == 1
 
     def test_it_does_not_move_with_the_dates_of_retries(self, layer):
@@ -462,7 +472,7 @@ def block_and_fail():
         job._interrupted = True
         job._attempts = 1
         transaction.commit()
-        layer.reactor.wait_for(job, attempts=30)
+        finish(layer, job)
         assert job.result.check(AbortedError) and said == []
 
 
@@ -493,7 +503,7 @@ class TestChoice:
         job.retry_policy_factory = Tenacious
         layer.queue.put(job)
         transaction.commit()
-        layer.reactor.wait_for(job)
+        finish(layer, job)
         assert job.result == 'done'
 
     def test_a_name_that_nobody_knows(self, layer, caplog):
@@ -525,7 +535,7 @@ class TestChoice:
         """True, a timedelta or a datetime, which is UTC if it is naive."""
         Answering.answer = answer
         job = put(layer, raising, ValueError(), 1, retry_policy_factory=Answering)
-        layer.reactor.wait_for(job, attempts=130, poll_interval=30)
+        finish(layer, job)
         assert begins() == expected and job.result == 'done'
 
     def test_put_back_it_comes_first(self, layer):
@@ -648,7 +658,7 @@ class TestInterrupted:
         job = layer.queue.put(Job(raising, ValueError(), 0), retry_policy_factory=Patient, delay=1)
         job._interrupted = True  # as the recovery of its agent does
         transaction.commit()
-        layer.reactor.wait_for(job, attempts=20)
+        finish(layer, job)
         assert [round((m - start) / clock.SECOND) - 1 for m in said] == result
         if result:
             assert job.result == 'done' and job.attempts == 1
