@@ -7,16 +7,19 @@ never becomes empty; so every bucket keeps a `SENTINEL` as its smallest key, and
 entries are keyed by the oid of their job, which no two producers share.  The
 merging is done by code of BTrees, also in a ZEO server that lacks this package.
 
-Clearing a chunk, sentinel and all, closes it: a late entry from a transaction
-that still saw it open is a ConflictError for its producer, never a lost job.
+Chunks that were emptied leave their lane, so that nobody walks them, but merge
+what comes late for some time.  Clearing a chunk, sentinel and all, closes it: a
+late entry from a transaction that still saw it open is a ConflictError for its
+producer, never a lost job.
 
 Runs in whoever's transaction: producers add, dispatchers drain.
 """
 
+import itertools
 import random
 import typing
 
-from BTrees.LOBTree import LOBucket
+from BTrees.LOBTree import LOBTree, LOBucket
 from persistent import Persistent
 
 from zodbjobs import clock
@@ -30,12 +33,19 @@ LANES = 8
 #: Merging a chunk costs 0.5 ms at 64 entries, 1.7 ms at 256.
 CHUNK_ENTRIES = 64
 
-#: A chunk is unlinked only so long after its successor was opened: a producer's
+#: A chunk is closed only so long after its successor was opened: a producer's
 #: transaction that is open longer than this may meet a ConflictError.
 GRACE_SECONDS = 120
 
-#: Beyond so many chunks `count` does not open each one, but estimates.
+#: An empty chunk stays in its lane so long after its successor was opened.  What a
+#: transaction that is open longer leaves there is found by the next slow poll.
+LINGER_SECONDS = 2
+
+#: Beyond so many chunks `count` does not open each one, but extrapolates.
 COUNTED_CHUNKS = 200
+
+#: Of a lane with more chunks only the newest is watched.
+WATCHED_CHUNKS = 64
 
 #: `due` of an entry whose job waits for other jobs: the sorter looks at the job.
 DEPENDS = -1
@@ -89,6 +99,7 @@ class Intake(Persistent):
         self.lanes = tuple(new_bucket() for _ in range(LANES))
         for lane in self.lanes:
             lane[clock.micros()] = new_bucket()
+        self.closing = LOBTree()  # {when its successor was opened: chunk}; dispatchers only
 
     def add(self, jar, oid, entry):
         """Leave `entry` (an Entry) for the job of `oid` (int)."""
@@ -108,10 +119,14 @@ class Intake(Persistent):
                 if key != SENTINEL:
                     yield chunk
 
-    def entries(self, limit=None, first_lane=0):
-        """Yield (chunk, oid, Entry), at most `limit` of them."""
+    def entries(self, limit=None, first_lane=0, late=False):
+        """Yield (chunk, oid, Entry), at most `limit` of them.
+
+        With `late` also what came to chunks that are out of use.
+        """
         found = 0
-        for chunk in self.chunks(first_lane):
+        chunks = self.chunks(first_lane)
+        for chunk in itertools.chain(chunks, self.closing.values()) if late else chunks:
             if len(chunk) < 2:
                 continue
             for oid, entry in entries_of(chunk):
@@ -122,45 +137,56 @@ class Intake(Persistent):
 
     def remove(self, oid):
         """Take the entry of a job away; False if it is not here (any more)."""
-        for chunk in self.chunks():
+        for chunk in itertools.chain(self.chunks(), self.closing.values()):
             if oid in chunk:
                 del chunk[oid]
                 return True
         return False
 
     def count(self):
-        """How many jobs wait here; an estimate where there are very many."""
+        """How many jobs wait here; extrapolated where there are very many chunks."""
         chunks = sum(len(lane) - 1 for lane in self.lanes)
-        if chunks > COUNTED_CHUNKS:
-            return chunks * CHUNK_ENTRIES
-        return sum(
-            entry[2][0] != URGENT for chunk in self.chunks() for _, entry in entries_of(chunk)
-        )
+        counted = [
+            sum(entry[2][0] != URGENT for _, entry in entries_of(chunk))
+            for chunk in itertools.islice(self.chunks(), COUNTED_CHUNKS)
+        ]
+        return sum(counted) * chunks // len(counted)
 
     def oids(self):
         """The 8-byte oids that change when something is added (for watching).
 
-        Also of chunks that have a successor: until they are unlinked, a
-        producer whose transaction began before that still commits to them.
+        Also of chunks that have a successor: a producer whose transaction began
+        before that still commits to them.
         """
-        since = clock.micros() - GRACE_SECONDS * clock.SECOND
         found = {lane._p_oid for lane in self.lanes}
         for lane in self.lanes:
-            newest_then = lane.maxKey(max(since, lane.minKey(SENTINEL + 1)))
-            found.update(chunk._p_oid for chunk in lane.values(newest_then))
+            chunks = lane.values(SENTINEL + 1) if len(lane) <= WATCHED_CHUNKS else ()
+            found.update(chunk._p_oid for chunk in chunks)
+            found.add(lane[lane.maxKey()]._p_oid)
         return found
 
     def prune(self, now):
-        """Unlink chunks that are empty and out of use at `now` (microseconds)."""
-        pruned = 0
+        """Take chunks out of use that are empty and have a successor; returns how many moved.
+
+        First they leave their lane, so that nobody walks them, and after a
+        grace they are closed.
+        """
+        moved = 0
         for lane in self.lanes:
-            if len(lane) < 3:
-                continue
-            keys = [key for key in lane if key != SENTINEL]
-            for key, successor in zip(keys, keys[1:], strict=False):
-                old = successor + GRACE_SECONDS * clock.SECOND < now
-                if old and not size_of(lane[key]):
-                    lane[key].clear()
-                    del lane[key]
-                    pruned += 1
-        return pruned
+            keys = lane.keys(SENTINEL + 1) if len(lane) > 2 else ()
+            for key, successor in itertools.pairwise(list(keys)):
+                if successor + LINGER_SECONDS * clock.SECOND < now and not size_of(lane[key]):
+                    self._put_by(lane.pop(key), successor)
+                    moved += 1
+        while self.closing and self.closing.minKey() + GRACE_SECONDS * clock.SECOND < now:
+            key = self.closing.minKey()
+            if size_of(self.closing[key]):
+                break  # what came late goes first
+            self.closing.pop(key).clear()
+            moved += 1
+        return moved
+
+    def _put_by(self, chunk, key):
+        while key in self.closing:
+            key += 1
+        self.closing[key] = chunk
