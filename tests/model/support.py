@@ -65,6 +65,8 @@ class Side:
     `agent` is made when it is first asked for, with a dispatcher's record of its own.
     """
 
+    queue_name = ''
+
     def __init__(self, db):
         self.transaction_manager = transaction.TransactionManager()
         self.connection = db.open(self.transaction_manager)
@@ -80,7 +82,7 @@ class Side:
 
     @property
     def queue(self):
-        return self.root[KEY]['']
+        return self.root[KEY][self.queue_name]
 
     @property
     def record(self):

@@ -102,8 +102,13 @@ class Agent(Persistent):
     completed = property(lambda self: self.history)
 
     def claimed(self, oid, token, job, ahead, now):
-        """The job was taken for this agent at `now` (microseconds)."""
+        """The job was taken for this agent at `now` (microseconds).
+
+        True if that takes the place of a filing of the job that counts no more.
+        """
+        replaces = oid in self.running
         self.running[oid] = (token, job, ahead, now)
+        return replaces
 
     def holds(self, oid, token):
         """None, or (whether it was claimed ahead,) for a job that it runs under `token`."""

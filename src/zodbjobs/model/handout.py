@@ -46,6 +46,7 @@ class Round:
         self.reports_wait = reports_wait  # of attempts that ended, to be written down
         self.fresh = {}  # group -> [(token, chunk, group, job)], sorted; still in the lanes
         self.rooms = {}  # quota name -> free places
+        self.cleaned = set()  # names of quotas that forgot what runs no more
         self.sorted_count = 0  # entries that came to the trees, less those that left
         self.deadlines = {}  # token -> Entry, of fresh entries that have a deadline
         self.touched = False  # anything was moved
@@ -53,10 +54,10 @@ class Round:
 
     # sort
 
-    def sort(self):
-        """Read the lanes, and move what has become due."""
+    def sort(self, late=False):
+        """Read the lanes, with `late` also what came late to them, and move what is due."""
         self.touched |= bool(self.ready.mature(self.now, SORT_LIMIT))
-        for chunk, oid, entry in list(self.queue.intake.entries(SORT_LIMIT, self.rank)):
+        for chunk, oid, entry in list(self.queue.intake.entries(SORT_LIMIT, self.rank, late)):
             if entry.due == DEPENDS:
                 del chunk[oid]
                 self._await(entry)
@@ -163,15 +164,19 @@ class Round:
         return all(self._room(name) > 0 for name in group[QUOTAS])
 
     def _room(self, name):
-        room = self.rooms.get(name)
-        if room is None:
-            quota = self.queue.quotas.get(name)
-            room = self.rooms[name] = 1 << 30 if quota is None else quota.room()
-        return room
+        quota = self.queue.quotas.get(name)
+        if quota is None:
+            return 1
+        if name not in self.rooms:
+            self.rooms[name] = quota.room()
+        elif self.rooms[name] < 1 and name not in self.cleaned:
+            self.cleaned.add(name)
+            self.rooms[name] += quota.clean()
+        return self.rooms[name]
 
     def _occupy(self, group, token, job):
         for name in group[QUOTAS]:
-            self.rooms[name] -= 1
+            self.rooms[name] = self.rooms.get(name, 0) - 1
             quota = self.queue.quotas.get(name)
             if quota is not None:
                 quota.take(token, job)
@@ -196,7 +201,8 @@ class Round:
         return self._list(agent, oid, token, job, group[QUOTAS], ahead)
 
     def _list(self, agent, oid, token, job, quota_names, ahead):
-        agent.claimed(oid, token, job, ahead, self.now)
+        if agent.claimed(oid, token, job, ahead, self.now):
+            self.ready.dropped.change(-1)
         return Assignment(job._p_oid, token, self.queue.name, agent.name, quota_names, ahead)
 
     def _choose(self, agent, room):

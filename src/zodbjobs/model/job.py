@@ -445,6 +445,8 @@ class Job(JobRecord):
             queue.unfile(self)
         elif self._status == status.HELD:
             queue.held.pop(self.oid, None)
+        elif self._waits == WAITS_FOR_DEFERRED:  # an agent lists it, in vain now
+            queue.ready.dropped.change(1)
         self.settled(error if is_failure(error) else Failure(error))
         if queue is None:
             self._conclude()
@@ -570,11 +572,16 @@ class Job(JobRecord):
             job._status = status.COMPLETED
             if job._callbacks or job._outers:
                 job._told = clock.micros()
+            done += job._ends_with()
             for outer in job._outers:
                 if outer.inner_finished(job):
                     ended.append(outer)
                     done += outer._goes_on()
         return ended
+
+    def _ends_with(self):
+        """Jobs that finish when this one does."""
+        return ()
 
     def _goes_on(self):
         """It has the result of a job that it returned; [self] if that finishes it."""
@@ -750,10 +757,9 @@ class Choice(Job):
         chosen = self.job()
         return (None if chosen is None else chosen.untold()) or super().untold()
 
-    def finished(self):
+    def _ends_with(self):
         chosen = self.job()
-        ended = [] if chosen is None else chosen.finished()
-        return ended + super().finished()
+        return () if chosen is None else (chosen,)
 
     @property
     def hooked(self):

@@ -68,8 +68,6 @@ class Retirement:
             oid = report.assignment.oid
             job = self.queue._p_jar.get(oid)
             self._let_go(int.from_bytes(oid, 'big'), job, report.job_id)
-        elif report.kind == attempt.STALE:
-            self.queue.ready.dropped.change(-1)
 
     def _retire(self, agent, report):
         """Take one entry off; False if it went already."""
@@ -77,8 +75,6 @@ class Retirement:
         oid = int.from_bytes(assignment.oid, 'big')
         entry = agent.running.get(oid)
         if entry is None or not agent.retired(oid, assignment.token):
-            if report.kind == attempt.STALE:  # a later filing has taken its place in the list
-                self.queue.ready.dropped.change(-1)
             return False
         job = entry[1]
         if report.kind == attempt.FINISHED:
@@ -88,7 +84,7 @@ class Retirement:
             self._let_go(oid, job, report.job_id)
         elif report.kind == attempt.WAITING:
             agent.waiting[oid] = job
-        elif report.kind == attempt.STALE:
+        elif report.kind in (attempt.STALE, attempt.REASSIGNED):  # its filing was withdrawn
             self.queue.ready.dropped.change(-1)
         elif report.kind in (attempt.OVERRAN, attempt.LOST) and job._token == assignment.token:
             self._give_back(agent, oid, job, report.kind)
