@@ -30,7 +30,7 @@ from zodbjobs.interfaces import IUUID, KEY, IDispatcher, JobClaimed
 from zodbjobs.runtime import attempt, fence, trouble, wakeup, witness
 from zodbjobs.runtime.annotations import Notebook, Surroundings
 from zodbjobs.runtime.liveness import LOOK_SECONDS, Liveness
-from zodbjobs.runtime.look import Look, earliest, poll_results, status_info
+from zodbjobs.runtime.look import Look, earliest, poll_results, status_info, still_held
 from zodbjobs.runtime.pool import AgentThreadPool, LoopThread, await_value
 from zodbjobs.runtime.retire import Retirement, close_records
 from zodbjobs.runtime.statistics import Statistics
@@ -120,6 +120,7 @@ class Dispatcher:
         self._pass_lock = threading.Lock()
         self._flight = {}  # filing -> Assignment: what takes a slot, from claim to report
         self._reports = []  # Reports not yet written to the database
+        self._unsure = []  # claimed by a commit whose answer was lost: made, or not
         self._rung = False
         self._again = False
         self._timer = None
@@ -405,6 +406,9 @@ class Dispatcher:
         with self._guard:
             reports, self._reports = self._reports, []
         poll = self.statistics.begin_poll()
+        if queues and self._unsure:
+            claimed, self._unsure = still_held(self.UUID, queues, self._unsure), []
+            self._send_out(claimed, poll)
         try:
             looks = [
                 Look(self, queue, reports, slow)
@@ -415,8 +419,9 @@ class Dispatcher:
             if found or slow or any(look.is_worth_a_commit for look in looks):
                 for look in looks:
                     look.retire()
+                self._unsure = found
                 self._manager.commit()
-                reports = []
+                reports, self._unsure = [], []
                 if found:
                     self._liveness.showed()
             else:

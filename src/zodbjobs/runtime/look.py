@@ -153,6 +153,19 @@ def _span(seconds):
     return None if seconds is None else datetime.timedelta(seconds=seconds)
 
 
+def still_held(uuid, queues, assignments):
+    """Those of the Assignments that the dispatcher of that UUID holds, as its agents' lists say."""
+    found = []
+    for assignment in assignments:
+        queue = queues.get(assignment.queue)
+        record = None if queue is None else queue.dispatchers.get(uuid)
+        agent = None if record is None else record.get(assignment.agent)
+        oid = int.from_bytes(assignment.oid, 'big')
+        if agent is not None and agent.holds(oid, assignment.token) is not None:
+            found.append(assignment)
+    return found
+
+
 def earliest(*moments):
     """The smallest of these moments that is not None, or None."""
     return min((moment for moment in moments if moment is not None), default=None)
