@@ -624,6 +624,9 @@ class CallbackAttempt(Attempt):
         self.oid = oid
 
     def admit(self, job):
+        self._still_ours(job)
+        if job._status == status.COMPLETED:
+            raise _Over(FINISHED)
         if job._status == status.CALLBACKS:
             return TELL
         error = job.due_error(clock.micros()) if job._begin_by is not None else None
@@ -666,6 +669,14 @@ class CallbackAttempt(Attempt):
 
     def _shall_be_held(self):
         return False  # the job that it follows could not end
+
+    def _current(self, begin):
+        # Whoever takes the job over writes its record and not the callback's: so this commit
+        # must find that record as it is now.
+        main = self.connection.get(self.main_oid)
+        self._still_ours(main)
+        self.connection.readCurrent(main)
+        return super()._current(begin)
 
     def _still_ours(self, job):
         main = self.connection.get(self.main_oid)
