@@ -82,9 +82,19 @@ def entries_of(bucket):
     return [pair for pair in bucket.items() if pair[0] != SENTINEL]
 
 
+def length_of(bucket):
+    """``len(bucket)``, which would hide that its record could not be loaded.
+
+    BTrees answers with a SystemError then, or whatever comes next fails, and
+    nobody sees that it is the connection that was lost.
+    """
+    bucket._p_activate()
+    return len(bucket)
+
+
 def size_of(bucket):
     """How many entries a merging bucket has."""
-    return max(0, len(bucket) - 1)
+    return max(0, length_of(bucket) - 1)
 
 
 def lane_number(jar):
@@ -106,7 +116,7 @@ class Intake(Persistent):
         lane = self.lanes[lane_number(jar)]
         newest = lane.maxKey()
         chunk = lane[newest]
-        if len(chunk) > CHUNK_ENTRIES:
+        if length_of(chunk) > CHUNK_ENTRIES:
             chunk = new_bucket()
             lane[max(clock.micros(), newest + 1)] = chunk
         chunk[oid] = tuple(entry) if entry.deadline else tuple(entry[:4])
@@ -127,7 +137,7 @@ class Intake(Persistent):
         found = 0
         chunks = self.chunks(first_lane)
         for chunk in itertools.chain(chunks, self.closing.values()) if late else chunks:
-            if len(chunk) < 2:
+            if length_of(chunk) < 2:
                 continue
             for oid, entry in entries_of(chunk):
                 yield chunk, oid, Entry(*entry)
@@ -145,7 +155,7 @@ class Intake(Persistent):
 
     def count(self):
         """How many jobs wait here; extrapolated where there are very many chunks."""
-        chunks = sum(len(lane) - 1 for lane in self.lanes)
+        chunks = sum(size_of(lane) for lane in self.lanes)
         counted = [
             sum(entry[2][0] != URGENT for _, entry in entries_of(chunk))
             for chunk in itertools.islice(self.chunks(), COUNTED_CHUNKS)
@@ -160,7 +170,7 @@ class Intake(Persistent):
         """
         found = {lane._p_oid for lane in self.lanes}
         for lane in self.lanes:
-            chunks = lane.values(SENTINEL + 1) if len(lane) <= WATCHED_CHUNKS else ()
+            chunks = lane.values(SENTINEL + 1) if length_of(lane) <= WATCHED_CHUNKS else ()
             found.update(chunk._p_oid for chunk in chunks)
             found.add(lane[lane.maxKey()]._p_oid)
         return found
@@ -173,7 +183,7 @@ class Intake(Persistent):
         """
         moved = 0
         for lane in self.lanes:
-            keys = lane.keys(SENTINEL + 1) if len(lane) > 2 else ()
+            keys = lane.keys(SENTINEL + 1) if length_of(lane) > 2 else ()
             for key, successor in itertools.pairwise(list(keys)):
                 if successor + LINGER_SECONDS * clock.SECOND < now and not size_of(lane[key]):
                     self._put_by(lane.pop(key), successor)

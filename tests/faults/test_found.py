@@ -1,0 +1,118 @@
+"""What the simulator has found in the engine, each as the shortest story that shows it."""
+
+import pytest
+import transaction
+from ZEO.Exceptions import ClientDisconnected
+
+from zodbjobs import clock
+from zodbjobs.model.intake import DEPENDS, Entry, Intake, size_of
+from zodbjobs.testing.simulation.play import Play
+from zodbjobs.testing.simulation.storage import UNKNOWN
+
+
+@pytest.fixture
+def play():
+    """A scene with the dispatchers A and B, which are proved dead when they are."""
+    play = Play(seed=0, steps=0, traits=())
+    with play.set_up():
+        for actor in play.stage.runnable():
+            play.run_some(actor)
+        yield play
+
+
+def reactor(play, name):
+    """The actor that makes the passes of a dispatcher."""
+    return play.holder(name).actors()[0]
+
+
+def worker(play, name):
+    """The first of the threads that run the jobs of a dispatcher."""
+    return next(actor for actor in play.holder(name).actors() if 'main' in actor.name)
+
+
+def run_until(play, actor, holds):
+    """Give turns to an actor until `holds()`."""
+    for _ in range(100):
+        if holds():
+            return
+        play.run_some(actor, 1)
+    pytest.fail(f'{actor} did not come so far')
+
+
+def test_a_claim_is_run_although_the_answer_to_its_commit_was_lost(play):
+    """The connection breaks after the server has committed what a pass has claimed."""
+    play.put('p', {'script': ()})
+    play.holder('A').line.faults.append([1, UNKNOWN])
+    play.run_some(reactor(play, 'A'))
+    assert play.world.has_met == {UNKNOWN}
+    play.end()
+
+
+def test_a_side_of_a_choice_ends_with_it(play):
+    """A callback for success returns a job, and ends when that has its result."""
+    given = {'script': (('give', {'script': ()}),), 'on': 'success'}
+    play.put('p', {'script': (), 'callbacks': (given,)})
+    play.end()
+
+
+@pytest.mark.parametrize('turns', range(1, 7))
+def test_a_callback_is_done_once_although_two_workers_come_to_it(play, turns):
+    """A worker stands still before a callback while its job goes to another one."""
+    callback = {'script': (('pause',),), 'on': 'any'}
+    play.put('p', {'script': (), 'callbacks': (callback, callback)})
+    play.run_some(reactor(play, 'A'))
+    slow = worker(play, 'A')
+    run_until(play, slow, play.ledger.marks['p'].effect_count)
+    play.run_some(slow, turns)
+    play.holder('A').is_paused = True
+    play.run_some(play.bury('A'))
+    play.pass_time(1)
+    run_until(play, worker(play, 'B'), play.ledger.marks['p.c0'].effect_count)
+    play.holder('A').is_paused = False
+    play.run_some(slow)
+    play.end()
+
+
+class TestALostConnectionShows:
+    """BTrees answers to len() of a bucket that cannot be loaded with a SystemError, or worse."""
+
+    @pytest.fixture
+    def intake(self, play):
+        """An intake with an entry, of which only the tuple of lanes is at hand: the line is cut."""
+        manager = transaction.TransactionManager()
+        connection = play.client.db.open(manager)
+        intake = connection.root()['intake'] = Intake()
+        intake.add(connection, 1, Entry(1, DEPENDS, (), None))
+        manager.commit()
+        connection.cacheMinimize()
+        intake._p_activate()
+        play.client.line.cut()
+        yield intake
+        play.client.line.mend()
+        manager.abort()
+        connection.close()
+
+    @pytest.mark.parametrize(
+        'look',
+        [
+            lambda intake: size_of(intake.lanes[0]),
+            lambda intake: list(intake.entries()),
+            lambda intake: intake.count(),
+            lambda intake: intake.oids(),
+            lambda intake: intake.prune(clock.micros()),
+            lambda intake: intake.add(intake._p_jar, 2, Entry(2, DEPENDS, (), None)),
+        ],
+        ids=['size_of', 'entries', 'count', 'oids', 'prune', 'add'],
+    )
+    def test_in_a_look_at_the_lanes(self, intake, look):
+        with pytest.raises(ClientDisconnected):
+            look(intake)
+
+    def test_in_a_producer(self, play, intake):
+        """Also when the lanes are at hand and only their chunks are not."""
+        play.client.line.mend()
+        for lane in intake.lanes:
+            lane._p_activate()
+        play.client.line.cut()
+        with pytest.raises(ClientDisconnected):
+            intake.add(intake._p_jar, 2, Entry(2, DEPENDS, (), None))
