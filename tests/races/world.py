@@ -11,16 +11,13 @@ nothing done twice, nothing left lying about.
 
 import collections
 import contextlib
-import os
 import threading
 import time
 import uuid
 
 import transaction
-import ZODB
 import zope.event
 from persistent.mapping import PersistentMapping
-from ZODB.FileStorage import FileStorage
 from ZODB.POSException import ConflictError
 
 from zodbjobs import Agent, Dispatcher, Job, Queue, Queues, clock, local
@@ -115,7 +112,7 @@ class World:
 
     NAMES = 'abcdefghijklmnopqrstuvwxyz'
 
-    def __init__(self, folder):
+    def __init__(self, db):
         global world
         world = self
         self.oids = {}  # name -> oid of a job that was put
@@ -127,8 +124,8 @@ class World:
         self.reactor = Reactor()
         self.reactor.start()
         clock.use(self.clock)
-        self.db = ZODB.DB(FileStorage(os.path.join(folder, 'Data.fs')))
-        self._closing = [self.db.close]
+        self.db = db
+        self._closing = []
         self.side = self.another_side()
         with self.side:
             queues = self.side.root[KEY] = Queues()
@@ -246,7 +243,8 @@ class World:
             gate.open.set()
         for _ in range(3):
             self.clock.skip(POLL_SECONDS + 1)
-            self.reactor.time_flies(POLL_SECONDS + 1)
+            for dispatcher in self.dispatchers:
+                dispatcher.poll()
             assert self.reactor.settle(PATIENCE_SECONDS)
         self.side.begin()
         effects = self.side.root['effects']
