@@ -578,6 +578,7 @@ class TestAgents:
         after(layer, 5)
         jobs = [layer.queue.put(Job(wait, i)) for i in range(6)]
         transaction.commit()
+        layer.reactor.time_flies(0.1)  # one leaves new jobs to the other for a moment
         assert layer.reactor.settle(
             5,
             until=lambda: len(layer.dispatcher.getActiveJobIds() + other.getActiveJobIds()) == 6,
@@ -683,7 +684,7 @@ class TestQuotas:
         running(layer)
         second = layer.queue.put(say, channel='b', quota_names=['one'])
         transaction.commit()
-        layer.reactor.settle(0.05)
+        layer.reactor.time_flies(0.1)  # far less than a poll, and enough for courtesy
         assert second.status == status.PENDING
         gate.set()
         layer.reactor.wait_for(first, second, attempts=1)

@@ -13,7 +13,7 @@ import itertools
 
 from zodbjobs import status
 from zodbjobs.facts import Assignment
-from zodbjobs.model.intake import DEPENDS, URGENT, Entry
+from zodbjobs.model.intake import DEPENDS, LANES, URGENT, Entry
 from zodbjobs.model.ready import CHANNEL, ONCE, PRIORITY, QUOTAS, merged, order_key
 
 #: Entries sorted in one round: 15-25 microseconds each, and a claim must stay short.
@@ -22,6 +22,9 @@ SORT_LIMIT = 1000
 #: So few unclaimed entries stay in their lanes: moving them would cost more
 #: than reading them again.
 LEFT_IN_LANES = 16
+
+#: How long an entry in a lane is left to the dispatcher whose lane it is.
+COURTESY_MICROSECONDS = 50_000
 
 #: Jobs that a filter may look at in one round.
 FILTER_LIMIT = 1000
@@ -33,22 +36,29 @@ EXPIRE_LIMIT = 100
 class Round:
     """Sort and hand out jobs of `queue` at `now` (microseconds).
 
-    `rank` spreads dispatchers over the lanes.  `complain(what, exception)` is
+    `rank` and `count` spread dispatchers over the lanes: of `count` this is number
+    `rank`.  It takes from lanes of others only what they have left there for a
+    while, so that they do not fight over every new job; `seen` is a dict that the
+    caller keeps from round to round for that.  `complain(what, exception)` is
     called when a filter or a chooser raises.
     """
 
-    def __init__(self, queue, now, rank=0, complain=None, reports_wait=False):
+    def __init__(self, queue, now, rank=0, complain=None, reports_wait=False, count=1, seen=None):
         self.queue = queue
         self.ready = queue.ready
         self.now = now
-        self.rank = rank
+        self.lanes = [i for i in range(LANES) if i % count == rank % count]
+        self.seen_before = {} if seen is None else dict(seen)
+        self.seen_now = {} if seen is None else seen  # token -> when it was first seen
+        self.seen_now.clear()
+        self.left_until = None  # when entries in lanes of others may be taken (microseconds)
         self.complain = complain
         self.reports_wait = reports_wait  # of attempts that ended, to be written down
         self.fresh = {}  # group -> [(token, chunk, group, job)], sorted; still in the lanes
         self.rooms = {}  # quota name -> free places
         self.cleaned = set()  # names of quotas that forgot what runs no more
         self.sorted_count = 0  # entries that came to the trees, less those that left
-        self.deadlines = {}  # token -> Entry, of fresh entries that have a deadline
+        self.deadlines = {}  # oid of a job -> Entry, of fresh entries that have a deadline
         self.touched = False  # anything was moved
         self.hindered = False  # a job was left because its agent still lists it
 
@@ -57,7 +67,13 @@ class Round:
     def sort(self, late=False):
         """Read the lanes, with `late` also what came late to them, and move what is due."""
         self.touched |= bool(self.ready.mature(self.now, SORT_LIMIT))
-        for chunk, oid, entry in list(self.queue.intake.entries(SORT_LIMIT, self.rank, late)):
+        intake = self.queue.intake
+        entries = list(intake.entries(SORT_LIMIT, self.lanes, late))
+        others = [i for i in range(LANES) if i not in self.lanes]
+        if others and len(entries) < SORT_LIMIT:
+            foreign = intake.entries(SORT_LIMIT, others)
+            entries += foreign if late else filter(self._was_left, foreign)
+        for chunk, oid, entry in entries:
             if entry.due == DEPENDS:
                 del chunk[oid]
                 self._await(entry)
@@ -69,9 +85,19 @@ class Round:
                     (entry.token, chunk, entry.group, entry.job)
                 )
                 if entry.deadline:
-                    self.deadlines[entry.token] = entry
+                    self.deadlines[oid] = entry
         for stream in self.fresh.values():
             stream.sort(key=lambda item: item[0])
+
+    def _was_left(self, found):
+        """Whether an entry lies in a lane of others for longer than courtesy asks."""
+        token = found[2].token
+        since = self.seen_now[token] = self.seen_before.get(token, self.now)
+        until = since + COURTESY_MICROSECONDS
+        if until <= self.now:
+            return True
+        self.left_until = min(until, self.left_until or until)
+        return False
 
     def _file(self, entry):
         self.touched = True
@@ -197,7 +223,7 @@ class Round:
         else:
             del place[oid]
             self.fresh[group].remove(item)
-            self.deadlines.pop(token, None)
+            self.deadlines.pop(oid, None)
         return self._list(agent, oid, token, job, group[QUOTAS], ahead)
 
     def _list(self, agent, oid, token, job, quota_names, ahead):
@@ -243,7 +269,7 @@ class Round:
         for name in group[QUOTAS]:
             quota = self.queue.quotas.get(name)
             if quota is not None:
-                quota.free({token})
+                quota.free({(token, job._p_oid)})
 
     def _report(self, what, error):
         if self.complain is not None:
@@ -282,9 +308,9 @@ class Round:
         rest = [item for stream in self.fresh.values() for item in stream]
         if len(rest) > leave or self.deadlines:
             for token, chunk, group, job in rest:
-                del chunk[int.from_bytes(job._p_oid, 'big')]
-                known = self.deadlines.get(token)
-                self._file(known or Entry(token, 0, group, job))
+                oid = int.from_bytes(job._p_oid, 'big')
+                del chunk[oid]
+                self._file(self.deadlines.get(oid) or Entry(token, 0, group, job))
             self.fresh = {}
             self.deadlines = {}
         self.write_count()

@@ -121,21 +121,20 @@ class Intake(Persistent):
             lane[max(clock.micros(), newest + 1)] = chunk
         chunk[oid] = tuple(entry) if entry.deadline else tuple(entry[:4])
 
-    def chunks(self, first_lane=0):
-        """Every open chunk, the lanes beginning with `first_lane`."""
-        for i in range(LANES):
-            lane = self.lanes[(first_lane + i) % LANES]
-            for key, chunk in lane.items():
+    def chunks(self, lanes=range(LANES)):
+        """Every open chunk of the lanes with these numbers."""
+        for number in lanes:
+            for key, chunk in self.lanes[number].items():
                 if key != SENTINEL:
                     yield chunk
 
-    def entries(self, limit=None, first_lane=0, late=False):
-        """Yield (chunk, oid, Entry), at most `limit` of them.
+    def entries(self, limit=None, lanes=range(LANES), late=False):
+        """Yield (chunk, oid, Entry) of these lanes, at most `limit` of them.
 
         With `late` also what came to chunks that are out of use.
         """
         found = 0
-        chunks = self.chunks(first_lane)
+        chunks = self.chunks(lanes)
         for chunk in itertools.chain(chunks, self.closing.values()) if late else chunks:
             if length_of(chunk) < 2:
                 continue

@@ -44,6 +44,9 @@ PASS_ATTEMPTS = 8
 #: After the n-th conflict a pass waits up to 2 ms * 2**n, at most 50 ms.
 FIRST_BACKOFF_SECONDS, LONGEST_BACKOFF_SECONDS = 0.002, 0.05
 
+#: Microseconds until the next pass when all attempts at one conflicted.
+CROWDED_PAUSE = 100_000
+
 #: Seconds for all threads that run no job to end, which takes them an instant.
 THREADS_END_SECONDS = 2
 
@@ -134,6 +137,7 @@ class Dispatcher:
         self._served = set()  # names of the queues where this dispatcher is activated
         self._threadless = {}  # of those in flight: the ones that wait for a Deferred
         self._deferred = set()  # the filings among them that do not wait for a coroutine
+        self.seen = {}  # queue name -> {token: since when it lies in a lane of others}
         self._checked = {}  # oid of an agent: the key down to which its history was checked
         self.overrun_count = 0  # threads given up because their jobs ran too long
         self.objection = None  # why this database may not be served, if so: a text
@@ -265,6 +269,9 @@ class Dispatcher:
         try:
             wake_at = self._repeated_pass(slow)
         except Exception as error:  # noqa: BLE001 - polling must go on
+            if trouble.is_conflict(error):  # others are busy here: let them, for a moment
+                trace.info('dispatcher %s looks again later: %s', self.UUID, error)
+                return clock.micros() + CROWDED_PAUSE
             self.has_trouble('could not look for jobs', error)
             wake_at = None
         else:

@@ -24,6 +24,7 @@ class Look:
         self.queue = queue
         self.record = queue.dispatchers.get(dispatcher.UUID)
         self.reports = [report for report in reports if report.assignment.queue == queue.name]
+        self.seen = dispatcher.seen.setdefault(queue.name, {})
         self.slow = slow  # a poll, which has the time for chores
         self.retirement = Retirement(queue, clock.micros())
         self.wake_at = None
@@ -44,7 +45,8 @@ class Look:
             self.is_worth_a_commit = True
             self.retire()
         queue, now = self.queue, clock.micros()
-        look = Round(queue, now, self._rank(), self._complain, bool(self.reports))
+        rank, count = self._rank()
+        look = Round(queue, now, rank, self._complain, bool(self.reports), count, self.seen)
         self._announce(look.expire())
         found = []
         if queue.is_paused(now):
@@ -57,7 +59,9 @@ class Look:
         # What is due already and has no room is looked at again when a worker is done.
         ahead = (queue.ready.next_due(), queue.ready.next_deadline())
         self.wake_at = earliest(
-            self.wake_at, *(moment for moment in ahead if moment is not None and moment > now)
+            self.wake_at,
+            look.left_until,
+            *(moment for moment in ahead if moment is not None and moment > now),
         )
         database = queue._p_jar.db().database_name
         return [assignment._replace(database=database) for assignment in found]
@@ -76,7 +80,7 @@ class Look:
         if not agents:
             self._tidy(look)
             return []
-        look.sort()
+        look.sort(self.slow)
         found = []
         for agent, room, ahead in agents:
             found += look.pick(agent, room, ahead)
@@ -89,7 +93,7 @@ class Look:
     def _tidy(self, look):
         """Sort although nobody takes anything now: deadlines must be seen."""
         if self.slow:
-            look.sort()
+            look.sort(self.slow)
             look.file_rest()
 
     def _announce(self, ended):
@@ -101,9 +105,14 @@ class Look:
                 self._complain(f'a subscriber to the end of {job!r} failed', error)
 
     def _rank(self):
-        active = sorted(str(r.UUID) for r in self.record.parent.values() if r.activated)
+        """(our number among the dispatchers that have agents here, how many those are)."""
+        working = sorted(
+            str(record.UUID)
+            for record in self.record.parent.values()
+            if record.activated and any(agent.size for agent in record.values())
+        )
         mine = str(self.dispatcher.UUID)
-        return active.index(mine) if mine in active else 0
+        return (working.index(mine), len(working)) if mine in working else (0, 1)
 
     def _complain(self, what, error):
         log.error('queue %r: %s', self.queue.name, what, exc_info=error)
