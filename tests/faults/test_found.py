@@ -7,6 +7,7 @@ from ZEO.Exceptions import ClientDisconnected
 from zodbjobs import clock
 from zodbjobs.model.intake import DEPENDS, Entry, Intake, size_of
 from zodbjobs.testing.simulation.play import Play
+from zodbjobs.testing.simulation.process import Process
 from zodbjobs.testing.simulation.storage import UNKNOWN
 
 
@@ -71,6 +72,39 @@ def test_a_callback_is_done_once_although_two_workers_come_to_it(play, turns):
     play.holder('A').is_paused = False
     play.run_some(slow)
     play.end()
+
+
+class TestTwoProcessesFileInTheSameMicrosecond:
+    """Then two jobs have the same token, and are not the same job."""
+
+    @pytest.fixture
+    def other(self, play):
+        return Process(play.world, 'other')
+
+    def tokens(self, play, *numbers):
+        return {play.ledger.marks[number].job._token for number in numbers}
+
+    def test_a_job_beside_one_with_a_deadline_is_kept(self, play, other):
+        """Both are sorted into the trees, as there is a thread for one job only."""
+        play.holder('B').crash()
+        for i in range(play.agent_size - 1):
+            play.put(f'n{i}', {'script': (('sleep', 9),)})
+        play.pass_time(1)
+        play.put('o', {'script': ()})
+        play.put('o1', {'script': ()}, other)
+        play.put('p', {'script': ()})
+        play.put('q', {'script': (), 'wishes': {'begin_by': 100}}, other)
+        assert len(self.tokens(play, 'p', 'q')) == 1
+        play.end()
+
+    def test_each_takes_a_place_of_its_own_in_a_quota(self, play, other):
+        """One ends and the other begins in its place; then the end of the first is written."""
+        errand = {'script': (('sleep', 1),), 'wishes': {'quota_names': ('one',)}}
+        play.put('p', errand)
+        play.put('q', errand, other)
+        play.put('r', errand)
+        assert len(self.tokens(play, 'p', 'q')) == 1
+        play.end()
 
 
 class TestALostConnectionShows:

@@ -75,9 +75,14 @@ class Quota(Persistent):
         """Give a place to the job filed as `token`."""
         self.places += ((token, job),)
 
-    def free(self, tokens):
-        """Take back the places of these filings (a set of tokens)."""
-        kept = tuple(place for place in self.places if place[0] not in tokens)
+    def free(self, filings):
+        """Take back the places of these filings: a set of (token, the job's 8-byte oid).
+
+        Two processes may file jobs in the same microsecond, under the same token.
+        """
+        kept = tuple(
+            (token, job) for token, job in self.places if (token, job._p_oid) not in filings
+        )
         if len(kept) != len(self.places):
             self.places = kept
 

@@ -40,7 +40,7 @@ class Retirement:
 
     def write(self, record, reports):
         """Write these Reports."""
-        free = {}  # quota name -> tokens whose places are free again
+        free = {}  # quota name -> filings whose places are free again
         for report in reports:
             agent = record.get(report.assignment.agent)
             if agent is None:
@@ -48,16 +48,17 @@ class Retirement:
             elif not self._retire(agent, report):
                 continue
             for name in report.assignment.quota_names:
-                free.setdefault(name, set()).add(report.assignment.token)
-        for name, tokens in free.items():
+                filing = report.assignment.token, report.assignment.oid
+                free.setdefault(name, set()).add(filing)
+        for name, filings in free.items():
             quota = self.queue.quotas.get(name)
             if quota is not None:
-                self._free(quota, tokens)
+                self._free(quota, filings)
 
-    def _free(self, quota, tokens):
+    def _free(self, quota, filings):
         """Take back these places; a sibling may have waited for one."""
         was_filled = quota.filled
-        quota.free(tokens)
+        quota.free(filings)
         siblings = sum(r.activated is not None for r in self.queue.dispatchers.values()) > 1
         if was_filled and siblings:
             notify(JobFiled(None, self.queue))

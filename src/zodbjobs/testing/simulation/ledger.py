@@ -177,6 +177,7 @@ class Ledger:
             self._check_mark(self.marks[number])
         if KEY in self.connection.root():
             self._check_lists(commit)
+            self._check_entries()
 
     def _learn(self, mark):
         self.marks[mark.number] = mark
@@ -256,6 +257,21 @@ class Ledger:
         result = result.getErrorMessage() if is_failure(result) else result
         return f'is {job._status}, token {job._token}, waits {job._waits}, result {result!r}'
 
+    # the entries of jobs that wait, wherever they lie
+
+    def _check_entries(self):
+        """Each job that waits has an entry somewhere, or nobody would ever find it."""
+        entries = {
+            (job._p_oid, token) for queue in self.queues.values() for token, job in _entries(queue)
+        }
+        for number, mark in self.marks.items():
+            job = mark.job
+            if job._status == status.PENDING:
+                self.claim(
+                    (job._p_oid, job._token) in entries,
+                    'nothing lost', '{} has no entry any more', number,
+                )  # fmt: skip
+
     # the lists of agents
 
     def agents(self):
@@ -302,7 +318,7 @@ class Ledger:
                 if other is job or not self._stands_in_line(other, job, queue, commit):
                     continue
                 self.claim(
-                    other._token > token,
+                    other._token >= token,
                     'first in, first out', '{} was claimed before {}, which waited longer',
                     self._number_of(job), number,
                 )  # fmt: skip
@@ -456,3 +472,19 @@ class Ledger:
             or (name == 'CancelledError' and number in self.touched)
             or self._has_inner(mark)
         )
+
+
+def _entries(queue):
+    """Yield (token, job) for each entry of a job in `queue`, stale ones too."""
+    for _, _, entry in queue.intake.entries():
+        yield entry.token, entry.job
+    for tree in queue.ready.groups.values():
+        yield from tree.values()
+    for entry in queue.ready.later.values():
+        yield entry[0], entry[-1]
+    for waiting in queue.waiters.values():
+        yield from waiting.values()
+    for record in queue.dispatchers.values():
+        for agent in record.values():
+            for _, entry in entries_of(agent.running):
+                yield entry[:2]

@@ -305,14 +305,14 @@ class Play:
         process = Process(self.world, name, self.uuids[name], skew_micros, lags)
         process.serve(self.poll_interval, grace=10, witness=self.witness)
 
-    def put(self, number, errand):
-        """Put the job of an errand in the queue '', and commit that."""
+    def put(self, number, errand, process=None):
+        """Put the job of an errand in the queue '' (`process`: not from the client), and commit."""
 
         def produce(connection):
             errands.put(connection.root()[KEY][''], number, errand)
             return True
 
-        self.run_some(self.spawn_client('producer', produce))
+        self.run_some(self.spawn_client('producer', produce, process))
 
     def bury(self, name, queue_name=''):
         """Declare a dispatcher dead, though it may live: that must do no harm.  An actor."""
@@ -326,15 +326,17 @@ class Play:
 
         return self.spawn_client('undertaker', declare)
 
-    def spawn_client(self, name, work):
-        """An actor of the client that does `work(connection)` in one transaction, if it can.
+    def spawn_client(self, name, work, process=None):
+        """An actor of the client, or of `process`, that does `work(connection)` in a transaction.
 
         It commits if `work` returns True.
         """
 
+        process = self.client if process is None else process
+
         def act():
             manager = transaction.TransactionManager()
-            connection = self.client.db.open(manager)
+            connection = process.db.open(manager)
             try:
                 manager.begin()
                 if work(connection):
@@ -349,7 +351,7 @@ class Play:
             finally:
                 connection.close()
 
-        return self.client.spawn(name, act)
+        return process.spawn(name, act)
 
     # the end
 
