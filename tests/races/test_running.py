@@ -2,7 +2,7 @@
 
 import pytest
 
-from tests.races.world import End, Pass, Wish, act, blunder, gather
+from tests.races.world import End, Finish, Pass, Wish, act, blunder, gather
 from zodbjobs import Job, parallel, serial
 from zodbjobs.interfaces import CancelledError, DependencyError
 from zodbjobs.status import COMPLETED
@@ -130,6 +130,20 @@ class TestParts:
         world.audit()
         assert world.known('w').result == ['a', 'b']
 
+    def test_the_last_two_finish(self, world, run, staff):
+        """The finish is a commit of its own, after that of the work; there they overlap too."""
+        world.staff(*staff)
+        whole = parallel(Job(act, 'a'), Job(act, 'b'), postprocess=Job(gather, 'p'))
+        world.put_whole('w', whole)
+        world.start('a', 'b')
+        finishes = [Finish(world, 'a'), Finish(world, 'b')]
+        for finish in finishes:
+            finish.settle()
+        run(*finishes)
+        assert sum(finish.conflicts for finish in finishes) == 1
+        world.audit()
+        assert world.known('w').result == ['a', 'b']
+
     def test_two_end_and_one_goes_on(self, world, run):
         world.staff(3)
         world.put_whole('w', parallel(Job(act, 'a'), Job(act, 'b'), Job(act, 'c')))
@@ -202,6 +216,27 @@ class TestDependents:
         world.audit(**({} if work is act else {'a': 0, 'b': 0}))
         if work is blunder:
             assert world.known('b').result.check(DependencyError)
+
+    def test_the_dependency_ends_and_is_listed_as_its_dependent_is_sorted(self, world):
+        """Nobody looks for its dependents any more when this one begins to wait for it."""
+        world.staff(2)
+        (busy,) = world.dispatchers
+        world.put('a', id='stone')  # an id is freed at once, so its end is written down at once
+        world.put('c')
+        world.start('a', 'c')
+        with world.side as side:
+            side.queue.dispatchers[busy.UUID]['main'].size = 1  # it will have no room, nor sort
+        world.staff(1)
+        world.put('b', depends_on=[world.known('a')])
+        sorting = Pass(world.dispatchers[1])
+        sorting.do()
+        world.end('a')
+        busy.poll()
+        assert 'stone' not in world.known('c').queue.ids._slot('stone'), 'it is written down'
+        sorting.commit()
+        sorting.go()
+        assert sorting.conflicts == 1
+        world.audit()
 
     def test_the_dependency_ends_as_its_dependent_is_put(self, world, run):
         world.staff(1)

@@ -6,7 +6,7 @@ On servers, where conflicts are found and resolved by other code than in a file.
 import pytest
 
 from tests.races import test_running, test_waiting
-from tests.races.world import End, Wish, act
+from tests.races.world import End, Wish
 
 pytestmark = pytest.mark.parametrize('world', ['zeo', 'postgres'], indirect=True)
 
@@ -38,9 +38,9 @@ class TestRefusing:
 
 
 class TestReadingAsCurrent:
-    def test_the_last_two_parts_end(self, world, run):
-        test_running.TestParts().test_the_last_two_end(world, run, (1, 1))
+    def test_the_last_two_parts_finish(self, world, run):
+        test_running.TestParts().test_the_last_two_finish(world, run, (1, 1))
 
-    def test_a_dependency_ends_as_its_dependent_is_sorted(self, world, run):
+    def test_a_dependency_ends_as_its_dependent_is_sorted(self, world):
         dependents = test_running.TestDependents()
-        dependents.test_the_dependency_ends_as_its_dependent_is_sorted(world, run, act)
+        dependents.test_the_dependency_ends_and_is_listed_as_its_dependent_is_sorted(world)

@@ -3,9 +3,10 @@
 import pytest
 
 from tests.races.world import Life, Pass, Wish
+from zodbjobs import clock
 from zodbjobs.interfaces import DuplicateJobError
 from zodbjobs.model.handout import Round
-from zodbjobs.model.intake import CHUNK_ENTRIES, GRACE_SECONDS
+from zodbjobs.model.intake import CHUNK_ENTRIES, GRACE_SECONDS, LINGER_SECONDS
 from zodbjobs.status import COMPLETED, HELD, NEW, PENDING
 
 PLACES = ['in a lane', 'sorted', 'become due']
@@ -73,21 +74,23 @@ class TestPut:
         assert (put.conflicts, taking.conflicts) == (0, 0)
         world.audit()
 
-    def test_a_chunk_that_is_closed_loses_nothing(self, world, run):
-        """The one conflict that a plain put may meet: its transaction was open for minutes."""
+    @pytest.mark.parametrize('seconds', [LINGER_SECONDS, GRACE_SECONDS])
+    def test_a_chunk_that_goes_out_of_use_loses_nothing(self, world, run, seconds):
+        """A plain put may meet a conflict when its transaction was open for minutes, not before."""
         world.staff(2)
         one = world.another_side()
         put = Wish(world, lambda side: world.put_by(side, 'a'), one)
         put.do()
         world.fill(world.neighbour(one), CHUNK_ENTRIES + 1)
         world.work()
-        world.clock.skip(GRACE_SECONDS + 1)
+        world.clock.skip(seconds + 1)
         closing = claim(world)
         closing.do()
         for each in (closing, put) if run.swapped else (put, closing):
             each.commit()
         closing.go()
-        assert (put.conflicts, closing.conflicts) == ((1, 0) if run.swapped else (0, 1))
+        assert put.conflicts == (1 if run.swapped and seconds == GRACE_SECONDS else 0)
+        assert put.conflicts + closing.conflicts <= 1
         world.audit()
 
 
@@ -198,6 +201,17 @@ class TestChangeOfMind:
             side.queue.quotas.create('some', 1)
         wait_in(world, place, 'a', 'b')
         run(claim(world), change(world, 'a', attribute, value))
+        world.audit()
+
+    def test_put_off(self, world, run, place):
+        """Whoever was told that it waits until then can rely on it."""
+        world.staff(1)
+        wait_in(world, place, 'a', 'b')
+        then = clock.datetime_of(world.clock.micros() + 50_000 * clock.SECOND)
+        putting_off = change(world, 'a', 'begin_after', then)
+        run(claim(world), putting_off)
+        world.work()
+        assert world.calls['a'] == (1 if putting_off.refused else 0)
         world.audit()
 
     def test_an_addition_to_the_arguments(self, world, run, place):

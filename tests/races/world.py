@@ -18,6 +18,7 @@ import uuid
 import transaction
 import zope.event
 from persistent.mapping import PersistentMapping
+from transaction._transaction import Status
 from ZODB.POSException import ConflictError
 
 from zodbjobs import Agent, Dispatcher, Job, Queue, Queues, clock, local
@@ -306,6 +307,8 @@ world = None
 class Gate:
     """Where a job stands until it is opened."""
 
+    finish = None  # a `Finish` for which its worker waits, later
+
     def __init__(self):
         self.arrived, self.open = threading.Event(), threading.Event()
 
@@ -328,6 +331,8 @@ def act(name, *results):
     gate = world.gates.get(name)
     if gate is not None:
         gate.stand()
+        if gate.finish is not None:
+            gate.finish.watch(local.getJob())
     return name
 
 
@@ -471,6 +476,53 @@ class End:
 
     def commit(self):
         self.world.end(self.name)
+
+
+class Finish:
+    """The completion of a job that others wait for: a transaction after that of its work.
+
+    First `settle` lets it commit its work.
+    """
+
+    def __init__(self, world, name):
+        self.world = world
+        self.name = name
+        self.conflicts = 0
+        self._settled, self._finishes = Gate(), Gate()
+        world.gates[name].finish = self
+
+    def settle(self):
+        self.world.gates[self.name].open.set()
+        assert self._settled.arrived.wait(PATIENCE_SECONDS)
+
+    def do(self):
+        self._settled.open.set()
+        assert self._finishes.arrived.wait(PATIENCE_SECONDS)
+
+    def commit(self):
+        self._finishes.open.set()
+        self.world.end(self.name)
+
+    # in the thread of the worker
+
+    def watch(self, job):
+        self._job = job
+        self._ends = 0
+        job._p_jar.transaction_manager.registerSynch(self)
+
+    def beforeCompletion(self, transaction):
+        self._ends += 1
+        if self._job._status == COMPLETED:
+            self._finishes.stand()
+        elif self._ends == 2:  # the first is the commit of the work
+            self._settled.stand()
+
+    def afterCompletion(self, transaction):
+        if transaction.status == Status.COMMITFAILED:
+            self.conflicts += 1
+
+    def newTransaction(self, transaction):
+        pass
 
 
 class Life:
