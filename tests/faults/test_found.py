@@ -6,9 +6,10 @@ from ZEO.Exceptions import ClientDisconnected
 
 from zodbjobs import clock
 from zodbjobs.model.intake import DEPENDS, Entry, Intake, size_of
+from zodbjobs.runtime.dispatcher import PASS_ATTEMPTS
 from zodbjobs.testing.simulation.play import Play
 from zodbjobs.testing.simulation.process import Process
-from zodbjobs.testing.simulation.storage import UNKNOWN
+from zodbjobs.testing.simulation.storage import CONFLICT, UNKNOWN
 
 
 @pytest.fixture
@@ -71,6 +72,18 @@ def test_a_callback_is_done_once_although_two_workers_come_to_it(play, turns):
     run_until(play, worker(play, 'B'), play.ledger.marks['p.c0'].effect_count)
     play.holder('A').is_paused = False
     play.run_some(slow)
+    play.end()
+
+
+def test_a_poll_that_conflicts_is_not_made_again_without_a_pause(play):
+    """All its attempts at the present instant fail, as something else is committed each time."""
+    line = play.holder('A').line
+    line.faults += ([1, CONFLICT] for _ in range(100))
+    play.put('p', {'script': ()})
+    play.world.now += play.poll_interval * clock.SECOND
+    play.run_some(reactor(play, 'A'))
+    assert 100 - len(line.faults) == PASS_ATTEMPTS
+    line.faults.clear()
     play.end()
 
 

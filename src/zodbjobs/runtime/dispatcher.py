@@ -271,6 +271,8 @@ class Dispatcher:
         except Exception as error:  # noqa: BLE001 - polling must go on
             if trouble.is_conflict(error):  # others are busy here: let them, for a moment
                 trace.info('dispatcher %s looks again later: %s', self.UUID, error)
+                if slow:
+                    self._slow_due = clock.monotonic() + CROWDED_PAUSE / clock.SECOND
                 return clock.micros() + CROWDED_PAUSE
             self.has_trouble('could not look for jobs', error)
             wake_at = None

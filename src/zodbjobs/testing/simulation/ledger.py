@@ -483,7 +483,8 @@ def _entries(queue):
     for entry in queue.ready.later.values():
         yield entry[0], entry[-1]
     for waiting in queue.waiters.values():
-        yield from waiting.values()
+        for entry in waiting.values():
+            yield entry[:2]
     for record in queue.dispatchers.values():
         for agent in record.values():
             for _, entry in entries_of(agent.running):

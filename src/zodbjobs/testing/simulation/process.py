@@ -281,6 +281,7 @@ class TurnDispatcher(dispatchers.Dispatcher):
 
     def _back_off(self, number):
         self.process.turn('back off')
+        self.process.line.deliver()  # what it collided with has come by then
 
     def _await_landing(self):
         if self._flight and self.grace:
