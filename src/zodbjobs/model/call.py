@@ -19,7 +19,7 @@ import zoneinfo
 
 from persistent import Persistent
 from persistent.wref import WeakRef
-from ZODB.broken import Broken
+from ZODB.broken import Broken, broken_cache
 from zodbpickle import binary, pickle
 
 PROTOCOL = 3  # what ZODB writes
@@ -126,12 +126,43 @@ def _found(text):
     return found
 
 
+class Gone:
+    """What is kept in place of something that refers to code that is gone.
+
+    A reference to it can be loaded, as a class that does nothing, but not be
+    stored again; and every job must be stored again, to say how it ended.
+    """
+
+    def __init__(self, text):
+        self.text = text
+
+    def __repr__(self):
+        return f'<gone: {self.text}>'
+
+
+def lasting(value):
+    """`value`, or a `Gone` if it cannot be stored any more, as code that it refers to is gone."""
+    if not broken_cache or is_plain(value):  # this process has met nothing that is gone
+        return value
+    if type(value) is tuple:
+        return tuple(lasting(each) for each in value)
+    if type(value) is dict:
+        return {key: lasting(each) for key, each in value.items()}
+    try:
+        trial_pickle(value)
+    except Exception:  # noqa: BLE001 - whatever the pickler raises
+        return Gone(repr(value))
+    return value
+
+
 def refuse_broken(*things):
-    """Raise Vanished if the class of one of `things` is gone."""
+    """Raise Vanished if one of `things` is gone: its class, or the function or class it was."""
     for thing in things:
-        if isinstance(thing, Broken):
-            cls = type(thing)
-            raise Vanished(f'the class {cls.__module__}.{cls.__name__} cannot be imported')
+        cls = thing if isinstance(thing, type) else type(thing)
+        if issubclass(cls, Broken):
+            raise Vanished(f'{cls.__module__}.{cls.__name__} cannot be imported')
+        if cls is Gone:
+            raise Vanished(f'{thing.text} could not be imported')
 
 
 def call_name(stored):

@@ -11,6 +11,7 @@ Runs in workers' transactions.
 
 from zodbjobs import status
 from zodbjobs.interfaces import BadStatusError, ZodbJobsError
+from zodbjobs.model.call import Vanished, refuse_broken
 from zodbjobs.model.failure import Failure
 from zodbjobs.model.job import WAITS_FOR_JOB, Job, as_job
 from zodbjobs.model.record import DEFAULT_PRIORITY
@@ -48,7 +49,7 @@ class Composite(Job):
             if not self._parts_are_done():
                 return False
             outcome = self._outcome()
-        except (ZodbJobsError, TypeError, ValueError) as error:
+        except (ZodbJobsError, Vanished, TypeError, ValueError) as error:
             # The next one cannot be put.  That is our trouble, and not that of the part
             # in whose transaction this is; what put() refuses it has not changed.
             outcome = Failure(error)
@@ -76,6 +77,7 @@ class Composite(Job):
 
     def _part(self, index):
         part = self.args[index]
+        refuse_broken(part)
         if not isinstance(part, Job):
             part = self.args[index] = as_job(part)
         return part

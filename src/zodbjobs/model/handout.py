@@ -13,6 +13,7 @@ import itertools
 
 from zodbjobs import status
 from zodbjobs.facts import Assignment
+from zodbjobs.model.call import refuse_broken
 from zodbjobs.model.intake import DEPENDS, LANES, URGENT, Entry
 from zodbjobs.model.ready import CHANNEL, ONCE, PRIORITY, QUOTAS, merged, order_key
 
@@ -209,6 +210,7 @@ class Round:
 
     def _accepts(self, filter, job):
         try:
+            refuse_broken(filter)  # calling what stands for it would accept everything
             return bool(filter(job))
         except Exception as error:  # noqa: BLE001 - user code; the job stays for others
             self._report(f'filter {filter!r} raised for {job!r}', error)
@@ -246,6 +248,7 @@ class Round:
         claims = self.queue._v_claims = []  # filled by `take_first`
         job = None
         try:
+            refuse_broken(agent.chooser)
             job = agent.chooser(agent)
             if job is not None and all(job is not claim[-1] for claim in claims):
                 raise ValueError(f'{job!r} was returned, and not taken with queue.claim()')

@@ -15,6 +15,7 @@ import datetime
 import functools
 
 from BTrees.OOBTree import OOBTree
+from ZODB.broken import Broken
 from zope.event import notify
 from zope.interface import implementer
 
@@ -116,16 +117,6 @@ class Job(JobRecord):
                 return queue.notes.make(self.oid)
             self._annotations = OOBTree()
         return self._annotations
-
-    @property
-    def progress(self):
-        return self.annotations.get('zodbjobs.progress')
-
-    @property
-    def idempotency_key(self):
-        if self._p_oid is None:
-            raise BadStatusError(f'{self!r} is not stored yet: put it, then it has a key')
-        return f'{self.oid:x}.{self._put or 0:x}'
 
     @property
     def parent(self):
@@ -286,10 +277,6 @@ class Job(JobRecord):
         told = self._active_end if self._told is None else self._told
         return clock.datetime_of(told) if self._status == status.COMPLETED else None
 
-    def is_unfinished(self):
-        """Whether the job is in a queue and has not got its result yet."""
-        return self._status not in status.FINISHED and self._status != status.NEW
-
     def occupies(self, token):
         """Whether the filing `token` of this job (still) takes a place in its quotas."""
         return (
@@ -377,6 +364,8 @@ class Job(JobRecord):
     def untold(self):
         """The first callback that has not finished and is ours to run, or None."""
         for callback in self._callbacks:
+            if isinstance(callback, Broken):
+                continue  # its class is gone, and nobody can run it
             ours = callback._waits is None and callback._queue_oid is None
             if ours and callback._status != status.COMPLETED:
                 return callback
@@ -513,7 +502,7 @@ class Job(JobRecord):
         Runs user code; the result is whatever that returns or raises.
         """
         call = resolved(self._call)
-        refuse_broken(*self.args, *self.kwargs.values())
+        refuse_broken(*self.args, *self.kwargs.values(), self._retry_policy_factory)
         return call(*self.args, *args, **{**self.kwargs, **(kwargs or {})})
 
     def call_args(self):
@@ -574,7 +563,7 @@ class Job(JobRecord):
                 job._told = clock.micros()
             done += job._ends_with()
             for outer in job._outers:
-                if outer.inner_finished(job):
+                if not isinstance(outer, Broken) and outer.inner_finished(job):
                     ended.append(outer)
                     done += outer._goes_on()
         return ended
@@ -738,11 +727,13 @@ class Choice(Job):
         parent = self._parent
         if parent is None or parent._status not in status.FINISHED:
             return None
-        return self.failure if is_failure(parent._result) else self.success
+        side = self.failure if is_failure(parent._result) else self.success
+        return None if isinstance(side, Broken) else side
 
     def run(self, args=(), kwargs=None):
         (result,) = args
         chosen = self.failure if is_failure(result) else self.success
+        refuse_broken(chosen)
         return result if chosen is None else chosen.run((result,), kwargs)
 
     def settled(self, result):

@@ -12,6 +12,8 @@ import uuid
 from persistent import Persistent
 
 from zodbjobs import clock, status
+from zodbjobs.interfaces import BadStatusError
+from zodbjobs.model.call import lasting
 from zodbjobs.model.owned import OwnedDict, OwnedList
 
 DEFAULT_PRIORITY = 2**31
@@ -136,7 +138,7 @@ class JobRecord(Persistent):
             state.pop(STATE['_due'], None)
         if extra:
             state[OF_SUBCLASS] = extra
-        return state
+        return lasting(state)
 
     def __setstate__(self, state):
         found = self.__dict__
@@ -169,6 +171,20 @@ class JobRecord(Persistent):
     @property
     def assignerUUID(self):
         return None if self._assigner is None else uuid.UUID(bytes=self._assigner)
+
+    @property
+    def progress(self):
+        return self.annotations.get('zodbjobs.progress')
+
+    @property
+    def idempotency_key(self):
+        if self._p_oid is None:
+            raise BadStatusError(f'{self!r} is not stored yet: put it, then it has a key')
+        return f'{self.oid:x}.{self._put or 0:x}'
+
+    def is_unfinished(self):
+        """Whether the job is in a queue and has not got its result yet."""
+        return self._status not in status.FINISHED and self._status != status.NEW
 
     @property
     def args(self):
