@@ -100,9 +100,11 @@ def test_a_producer_that_is_open_while_others_come_and_go(site):
     fast = same_lane(site, slow)
     queue = slow.begin()
     jobs = [queue.put(Job(note, n)) for n in range(8)]
+    count = 2 * CHUNK_ENTRIES
     with fast as queue:
-        others = [queue.put(Job(note, n)) for n in range(2 * CHUNK_ENTRIES)]
-    fast.until(lambda: all(job.status == COMPLETED for job in others), PATIENCE_SECONDS)
+        for n in range(count):
+            queue.put(Job(note, n), delay=3600)
+    fast.until(lambda: fast.queue.stats()['later'] == count, PATIENCE_SECONDS)
     slow.manager.commit()
     slow.until(lambda: all(job.status == COMPLETED for job in jobs))
 
