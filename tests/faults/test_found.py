@@ -5,6 +5,7 @@ import transaction
 from ZEO.Exceptions import ClientDisconnected
 
 from zodbjobs import clock
+from zodbjobs.model import intake
 from zodbjobs.model.intake import DEPENDS, Entry, Intake, size_of
 from zodbjobs.runtime.dispatcher import PASS_ATTEMPTS
 from zodbjobs.testing.simulation.play import Play
@@ -84,6 +85,16 @@ def test_a_poll_that_conflicts_is_not_made_again_without_a_pause(play):
     play.run_some(reactor(play, 'A'))
     assert 100 - len(line.faults) == PASS_ATTEMPTS
     line.faults.clear()
+    play.end()
+
+
+def test_the_first_who_waits_for_a_place_gets_it_whichever_lane_it_came_by(play, monkeypatch):
+    """Each dispatcher prefers jobs in lanes of its own; jobs that share a quota stand in one line."""
+    errand = {'script': (), 'wishes': {'quota_names': ('one',)}}
+    for lane, number in enumerate('pq'):
+        monkeypatch.setattr(intake, 'lane_number', lambda jar, lane=lane: lane)
+        play.put(number, errand)
+    play.run_some(reactor(play, 'B'))  # whose lane the second is in
     play.end()
 
 

@@ -92,7 +92,10 @@ class Round:
 
     def _was_left(self, found):
         """Whether an entry lies in a lane of others for longer than courtesy asks."""
-        token = found[2].token
+        entry = found[2]
+        if entry.group[QUOTAS]:  # who waits longest for a place gets it
+            return True
+        token = entry.token
         since = self.seen_now[token] = self.seen_before.get(token, self.now)
         until = since + COURTESY_MICROSECONDS
         if until <= self.now:

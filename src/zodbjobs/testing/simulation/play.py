@@ -363,8 +363,6 @@ class Play:
         chance = random.Random(f'{self.seed}/end')
         self._calm_down()
         self._come_to_rest(chance)
-        while self._cancel_held():
-            self._come_to_rest(chance)
         self.ledger.check_end()
         self._check_counters()
         self._check_idle(chance)
@@ -374,6 +372,7 @@ class Play:
         while True:
             self._let_one_serve()
             self.run_all(chance)
+            self._cancel_held()
             if self.commit_count != seen:
                 seen, left = self.commit_count, self.ledger.unsettled()
                 if not left:
@@ -383,18 +382,19 @@ class Play:
             self.pass_time(1, chance)
 
     def _cancel_held(self):
-        """Cancel what is held, as others may wait for it; whether there was anything."""
+        """Cancel what is held, as others may wait for it."""
+        if not any(queue.held for queue in self.ledger.queues.values()):
+            return
         manager = transaction.TransactionManager()
         connection = self.client.db.open(manager)
         manager.begin()
-        held = [job for queue in connection.root()[KEY].values() for job in queue.held.values()]
-        for job in held:
-            self.ledger.touched.add(self.ledger.by_oid[job._p_oid])
-            job.cancel()
+        for queue in connection.root()[KEY].values():
+            for job in list(queue.held.values()):
+                self.ledger.touched.add(self.ledger.by_oid[job._p_oid])
+                job.cancel()
         manager.commit()
         connection.close()
         self._see_commits()
-        return bool(held)
 
     def _calm_down(self):
         for process in self.world.processes:
