@@ -26,6 +26,9 @@ from zodbjobs.runtime import dispatcher as dispatchers
 
 OTHER = uuid.UUID('00000000-0000-0000-0000-0000000000aa')
 
+#: Far less than a poll interval.
+MOMENT_SECONDS = 0.1
+
 #: What the jobs of a test said, in the order they ran.
 said = []
 
@@ -88,7 +91,12 @@ def resize(layer, size):
 
 
 def running(layer, count=1):
-    """Wait until so many jobs run in threads."""
+    """Wait until so many jobs run in threads, a moment of virtual time at most.
+
+    A dispatcher leaves new jobs for a moment to another one whose lane they are in.
+    """
+    layer.reactor.settle(0.1, until=lambda: len(layer.dispatcher.getActiveJobIds()) == count)
+    layer.reactor.time_flies(MOMENT_SECONDS)
     assert layer.reactor.settle(
         5, until=lambda: len(layer.dispatcher.getActiveJobIds()) == count
     ), layer.dispatcher.getActiveJobIds()
@@ -687,7 +695,7 @@ class TestQuotas:
         layer.reactor.time_flies(0.1)  # far less than a poll, and enough for courtesy
         assert second.status == status.PENDING
         gate.set()
-        layer.reactor.wait_for(first, second, attempts=1)
+        layer.reactor.wait_for(first, second, attempts=3, poll_interval=MOMENT_SECONDS)
         assert second.result == 'done'
 
     def test_a_full_quota_keeps_nobody_else(self, layer):
@@ -924,7 +932,7 @@ class TestDependencies:
         running(layer)
         layer.reactor.settle(0.05)
         gate.set()
-        layer.reactor.wait_for(first, second, attempts=1)
+        layer.reactor.wait_for(first, second, attempts=3, poll_interval=MOMENT_SECONDS)
         assert said == [1, 2]
 
     def test_on_a_job_that_returned_a_job(self, layer):
