@@ -66,6 +66,7 @@ class Notebook:
         self._written = {}  # address -> when its progress was written (monotonic seconds)
         self._latest = {}  # address -> progress not written yet
         self._waiting = set()  # events of readers that wait
+        self._life = 0  # how often the dispatcher has stopped
 
     def is_quiet(self):
         return not self._open
@@ -105,7 +106,9 @@ class Notebook:
             self.write(address, 'zodbjobs.progress', progress)
 
     def stop(self):
-        """Do what is there, then end the thread."""
+        """Write what is there, and end the thread."""
+        for address in list(self._latest):
+            self._flush(address)
         with self._guard:
             thread, self._thread = self._thread, None
         if thread is not None:
@@ -143,13 +146,13 @@ class Notebook:
 
     def read(self, address, name, default, timeout, poll):
         deadline = clock.monotonic() + timeout
-        missing = object()
+        missing, life = object(), self._life
         while True:
             value = self._read(address, name, missing)
             if value is not missing:
                 return value
             left = deadline - clock.monotonic()
-            if left <= 0:
+            if left <= 0 or life != self._life:
                 return default
             self._wait(min(max(poll, SHORTEST_POLL_SECONDS), left))
 
@@ -191,6 +194,11 @@ class Notebook:
         finally:
             with self._guard:
                 self._waiting.discard(event)
+
+    def end_waiting(self):
+        """Let readers wait no longer: their jobs were handed back."""
+        self._life += 1
+        self.look_again()
 
     def look_again(self):
         """Something was committed: readers that wait look again."""

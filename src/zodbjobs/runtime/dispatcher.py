@@ -705,6 +705,7 @@ class Dispatcher:
             self._hand_back_all()
             for pools in self.queues.values():
                 self._close_pools(pools.values())
+            self.notebook.end_waiting()
             self._await_threads()
             self.notebook.stop()
             self.loop_thread.stop()
