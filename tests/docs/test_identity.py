@@ -20,6 +20,7 @@ from zodbjobs.testing import Reactor
 @pytest.fixture(autouse=True)
 def tidy(monkeypatch):
     monkeypatch.delenv(configure.UUID_VARIABLE, raising=False)
+    testing.tearDown()  # whoever was here before is nobody's name here
     yield
     testing.tearDown()
 

@@ -399,7 +399,7 @@ class Reactor(task.Clock):
         return awaited and self.insist(lambda: _are_completed(jobs), PATIENCE_SECONDS)
 
     def _are_on_the_books(self, jobs):
-        """Whether a watched dispatcher takes one of the jobs for running, or writes notes of jobs."""
+        """Whether a watched dispatcher takes one of the jobs for running, or writes notes."""
         ids = {(int.from_bytes(job._p_oid, 'big'), job._p_jar.db().database_name) for job in jobs}
         books = (getattr(thing, 'getActiveJobIds', tuple) for thing in self._watched)
         if any(ids.intersection(active()) for active in books):
