@@ -355,6 +355,8 @@ class TestHooks:
         job = layer.queue.put(job, **wishes)
         transaction.commit()
         layer.reactor.wait_for(job)
+        layer.reactor.settle(5, until=layer.dispatcher.is_quiet)  # tearDown is after the commit
+        transaction.begin()
         return job
 
     def test_around_the_call_and_after_the_commit(self, layer):
@@ -390,6 +392,7 @@ class TestHooks:
         layer.queue.put(job)
         transaction.commit()
         layer.reactor.wait_for(job)
+        layer.reactor.settle(5, until=layer.dispatcher.is_quiet)  # tearDown is after the commit
         assert job.result == 'done' and job.attempts == 1
         assert said.count('done') == 1 and said.count('told') == 0
         assert told is None or told.outcome == 'failure'  # say() got one argument too many

@@ -246,19 +246,18 @@ class TestLoopThread:
     def test_runs_coroutines_and_tells_of_them(self):
         """Their values, or what they raised; one thread for all, which ends at a stop."""
         loop = LoopThread()
-        told = []
+        told, others = [], set(threading.enumerate())
         for coroutine in (give(1), give(2), fail()):
             loop.start(coroutine, told.append)
         until(lambda: len(told) == 3)
         assert {value for value in told if isinstance(value, int)} == {1, 2}
         (raised,) = [value for value in told if isinstance(value, Raised)]
         assert isinstance(raised.error, ValueError)
-        threads = [t for t in threading.enumerate() if t.name == 'zodbjobs asyncio']
+        (thread,) = {t for t in threading.enumerate() if t.name == 'zodbjobs asyncio'} - others
         loop.stop()
         loop.stop()
-        for thread in threads:
-            thread.join(5)
-            assert not thread.is_alive()
+        thread.join(5)
+        assert not thread.is_alive()
 
     def test_can_be_started_anew(self):
         """After a stop, as a dispatcher that is activated again does."""
