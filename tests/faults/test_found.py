@@ -64,6 +64,7 @@ def test_a_callback_is_done_once_although_two_workers_come_to_it(play, turns):
     callback = {'script': (('pause',),), 'on': 'any'}
     play.put('p', {'script': (), 'callbacks': (callback, callback)})
     play.run_some(reactor(play, 'A'))
+    play.traits.add('burials')
     slow = worker(play, 'A')
     run_until(play, slow, play.ledger.marks['p'].effect_count)
     play.run_some(slow, turns)
@@ -89,7 +90,7 @@ def test_a_poll_that_conflicts_is_not_made_again_without_a_pause(play):
 
 
 def test_the_first_who_waits_for_a_place_gets_it_whichever_lane_it_came_by(play, monkeypatch):
-    """Each dispatcher prefers jobs in lanes of its own; jobs that share a quota stand in one line."""
+    """Each dispatcher prefers lanes of its own; jobs that share a quota stand in one line."""
     errand = {'script': (), 'wishes': {'quota_names': ('one',)}}
     for lane, number in enumerate('pq'):
         monkeypatch.setattr(intake, 'lane_number', lambda jar, lane=lane: lane)

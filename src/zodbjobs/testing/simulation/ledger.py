@@ -29,6 +29,9 @@ BY_TROUBLE = {
     'error': {'PlannedError'},
 }
 
+#: Traits of a run in which dispatchers die, or may be held for dead.
+INTERRUPTING = {'crashes', 'pauses', 'faults', 'cuts', 'burials', 'stops', 'stalls'}
+
 
 class Violation(AssertionError):
     """An invariant does not hold.  `name` tells which."""
@@ -209,6 +212,7 @@ class Ledger:
             count <= self._most_effects(mark),
             'exactly once', '{} has {} effects; {}', number, count, self._shown(job),
         )  # fmt: skip
+        self._check_id(number, job)
         is_composite = isinstance(job, Composite)
         if count and not is_composite:
             ended = job._status in status.FINISHED or job._waits is not None
@@ -256,6 +260,18 @@ class Ledger:
         result = job._result
         result = result.getErrorMessage() if is_failure(result) else result
         return f'is {job._status}, token {job._token}, waits {job._waits}, result {result!r}'
+
+    def _check_id(self, number, job):
+        """No other unfinished job of the queue has the id of this one."""
+        if job._id is None or not job.is_unfinished():
+            return
+        for other_number, mark in self.marks.items():
+            other = mark.job
+            same = other._id == job._id and other._queue_oid == job._queue_oid
+            self.claim(
+                not same or other is job or not other.is_unfinished(),
+                'unique id', '{} and {} both have the id {!r}', number, other_number, job._id,
+            )  # fmt: skip
 
     # the entries of jobs that wait, wherever they lie
 
@@ -334,7 +350,7 @@ class Ledger:
             and other.runs_once == job.runs_once
             and other._due <= commit.clock
             and self.committed_at.get(other._p_oid, b'\xff') < commit.snapshot
-            and not other.blockers()
+            and not (other._depends_on or other._after)  # it takes its place when they have ended
             and other.queue.dispatchers.agent_of(other) is None
         )
 
@@ -425,6 +441,10 @@ class Ledger:
                 listed[job._p_oid] == 1, 'listed once', '{} is listed {} times in the history',
                 number, listed[job._p_oid],
             )  # fmt: skip
+        self.claim(
+            not job._interruptions or self.play.traits & INTERRUPTING,
+            'the living are left alone', '{} was interrupted, and nothing had happened', number,
+        )  # fmt: skip
         if is_failure(job._result):
             self._check_failure(number, mark, job._result)
         else:

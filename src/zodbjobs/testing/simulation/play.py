@@ -27,7 +27,7 @@ from zodbjobs.testing.simulation.ledger import Ledger, Violation
 from zodbjobs.testing.simulation.process import DOUBT, LEASE, PROOF, Process, World
 from zodbjobs.testing.simulation.stage import Stage
 from zodbjobs.testing.simulation.steps import Steps
-from zodbjobs.testing.simulation.storage import MemoryStorage, PlannedError, Server
+from zodbjobs.testing.simulation.storage import CONFLICT, MemoryStorage, PlannedError, Server
 
 #: 2026-07-01 12:00 UTC
 START = 1_782_907_200 * clock.SECOND
@@ -312,7 +312,7 @@ class Play:
             errands.put(connection.root()[KEY][''], number, errand)
             return True
 
-        self.run_some(self.spawn_client('producer', produce, process))
+        self.run_some(self.spawn_client('producer', produce, process, merges=True))
 
     def bury(self, name, queue_name=''):
         """Declare a dispatcher dead, though it may live: that must do no harm.  An actor."""
@@ -326,10 +326,10 @@ class Play:
 
         return self.spawn_client('undertaker', declare)
 
-    def spawn_client(self, name, work, process=None):
+    def spawn_client(self, name, work, process=None, merges=False):
         """An actor of the client, or of `process`, that does `work(connection)` in a transaction.
 
-        It commits if `work` returns True.
+        It commits if `work` returns True.  `merges`: others cannot make it conflict.
         """
 
         process = self.client if process is None else process
@@ -345,13 +345,18 @@ class Play:
                     manager.abort()
             except Exception as error:
                 manager.abort()
-                expected = trouble.is_conflict(error) or trouble.is_disconnected(error)
-                if not expected and not isinstance(error, PlannedError):
+                if not self._is_expected(error, merges):
                     raise
             finally:
                 connection.close()
 
         return process.spawn(name, act)
+
+    def _is_expected(self, error, merges):
+        """Whether an actor of the client may meet this."""
+        if trouble.is_conflict(error):
+            return not merges or CONFLICT in self.world.has_met
+        return trouble.is_disconnected(error) or isinstance(error, PlannedError)
 
     # the end
 

@@ -93,7 +93,9 @@ class Steps:
                     play.client.turn('pause')
             return not will_abort
 
-        play.spawn_client('producer', produce)
+        # Whoever names an id writes what others write too.
+        names_id = any('id' in more for _, _, more, _ in wanted)
+        play.spawn_client('producer', produce, merges=not names_id)
 
     def _more(self, chance):
         """Further arguments for put, that name other jobs."""
