@@ -236,14 +236,16 @@ def stop(dispatcher, wait_seconds=None):
     """Stop a dispatcher that runs on a private reactor in a thread; from any other thread.
 
     It stops claiming, waits for running jobs up to its grace period, and hands
-    back the rest.  Returns whether the thread has ended.
+    back the rest.  In the main thread the former signal handlers are put back.
+    Returns whether the thread has ended.
     """
     thread = dispatcher.thread
-    if thread is None or not thread.is_alive():
-        return True
-    dispatcher.reactor.callFromThread(_stop_reactor, dispatcher.reactor)
-    thread.join(dispatcher.grace + 5 if wait_seconds is None else wait_seconds)
-    return not thread.is_alive()
+    if thread is not None and thread.is_alive():
+        dispatcher.reactor.callFromThread(_stop_reactor, dispatcher.reactor)
+        thread.join(dispatcher.grace + 5 if wait_seconds is None else wait_seconds)
+    if threading.current_thread() is threading.main_thread():
+        restore_signal_handlers(dispatcher)
+    return thread is None or not thread.is_alive()
 
 
 def _stop_reactor(reactor):
@@ -271,7 +273,6 @@ def install_signal_handlers(dispatcher):
                 dispatcher.hurry()
                 return
             stop(dispatcher)
-            restore_signal_handlers(dispatcher)
             if callable(former):
                 former(signum, frame)
             elif former != signal.SIG_IGN:

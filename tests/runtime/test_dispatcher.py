@@ -13,6 +13,7 @@ import transaction
 
 from zodbjobs import Agent, Dispatcher, Failure, Job, Queue, local, serial, status, testing
 from zodbjobs.interfaces import (
+    KEY,
     BadStatusError,
     CancelledError,
     DependencyError,
@@ -579,6 +580,18 @@ class TestAgents:
         transaction.commit()
         layer.reactor.wait_for(job)
 
+    def test_a_queue_added_in_the_moment_of_a_poll(self, layer, caplog):
+        """It is served from the next poll on, as if it had been added after this one."""
+        other = Dispatcher(layer.db, layer.reactor, uuid=OTHER)
+        other.activate()
+        other._manager = AddingQueue(other._manager, layer.db)
+        layer.reactor.time_flies(6)
+        transaction.begin()
+        second = layer.queues['second']
+        assert second.dispatchers[OTHER].activated is not None
+        assert 'held for dead' not in caplog.text
+        testing.tear_down_dispatcher(other)
+
     def test_several_dispatchers(self, layer, other):
         """They share the work, none is done twice, and each knows its own."""
         layer.queue.dispatchers[OTHER]['main'] = Agent(size=3)
@@ -609,6 +622,23 @@ class TestAgents:
         testing.tear_down_dispatcher(layer.dispatcher)
         layer.reactor.wait_for(job)
         assert job.agent.parent.UUID == OTHER
+
+
+class AddingQueue:
+    """A transaction manager: just before its first commit somebody else adds a queue."""
+
+    def __init__(self, real, db):
+        self.real = real
+        self.rest = [db]
+
+    def __getattr__(self, name):
+        return getattr(self.real, name)
+
+    def commit(self):
+        while self.rest:
+            with self.rest.pop().transaction() as connection:
+                connection.root()[KEY]['second'] = Queue()
+        self.real.commit()
 
 
 def is_say(job):

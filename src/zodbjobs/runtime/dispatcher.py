@@ -27,8 +27,9 @@ from zope.interface import implementer
 from zodbjobs import clock
 from zodbjobs.facts import PassingUUID
 from zodbjobs.interfaces import IUUID, KEY, IDispatcher, JobClaimed
-from zodbjobs.runtime import attempt, fence, trouble, wakeup, witness
+from zodbjobs.runtime import attempt, fence, trouble, witness
 from zodbjobs.runtime.annotations import Notebook, Surroundings
+from zodbjobs.runtime.hearing import Hearing
 from zodbjobs.runtime.liveness import LOOK_SECONDS, Liveness
 from zodbjobs.runtime.look import Look, earliest, poll_results, status_info, still_held
 from zodbjobs.runtime.pool import AgentThreadPool, LoopThread, await_value
@@ -177,7 +178,7 @@ class Dispatcher:
         self.statistics.clear()
         self._manager = transaction.TransactionManager()
         self.db.setPoolSize(self.db.getPoolSize() + 2)
-        self._listener = wakeup.listen(self.db, self._ring)
+        self._listener = Hearing(self.db, self._ring)
         watch = getattr(self.reactor, 'watch', None)
         if watch is not None:  # a reactor for tests: it waits until the dispatcher is quiet
             watch(self)
@@ -329,11 +330,12 @@ class Dispatcher:
             retirement = Retirement(queue, clock.micros())
             for record in queue.dispatchers.values():
                 changed |= self._sweep(record, retirement)
+        served = set(queues)  # now: the commit shows us queues that were added meanwhile
         if changed:
             self._manager.commit()
         if shown:
             self._liveness.showed()
-        self._served = set(queues)
+        self._served = served
         self._liveness.remember(queues, self.UUID)
 
     def _is_fenced(self, queues):
@@ -444,9 +446,8 @@ class Dispatcher:
             self.statistics.polled(poll_results(self, queues, found), poll)
         if slow:
             self._end_orphans(queues)
-        if self._listener.pushes:
-            self._watch(queues)
-        if any(look.released for look in looks):
+        is_new = self._listener.attend(queues.values(), self.UUID)
+        if is_new or any(look.released for look in looks):
             self._ring()
         return earliest(*(look.wake_at for look in looks))
 
@@ -478,19 +479,6 @@ class Dispatcher:
             self.db.setPoolSize(max(1, self.db.getPoolSize() - pool.getSize()))
             self._withdraw(pool)
             pool.stop()
-
-    def _watch(self, queues):
-        """Tell the storage's push which objects change when there is work."""
-        oids = {self._conn.root()._p_oid}
-        for queue in queues.values():
-            oids |= queue.intake.oids()
-            oids.update(quota._p_oid for quota in queue.quotas.values())
-            oids.add(queue.settings._p_oid)
-            record = queue.dispatchers.get(self.UUID)
-            if record is not None:
-                oids.update(agent._p_oid for agent in record.values())
-        oids.discard(None)
-        self._listener.watch(oids)
 
     def _send_out(self, found, poll):
         """Hand claimed jobs to the threads of their agents."""

@@ -1,0 +1,62 @@
+"""What a dispatcher listens to: commits to the databases in which its queues lie.
+
+The queues may lie in another database of a multi-database than the one that is
+served, each queue in its own.  Where a storage pushes, it is told which objects
+change when there is work.
+
+Used by the dispatcher, in its passes; rings come in any thread.
+"""
+
+from zodbjobs.runtime import wakeup
+
+
+class Hearing:
+    """Calls `ring` when a commit to `db`, or where queues of it lie, may have brought jobs."""
+
+    def __init__(self, db, ring):
+        self._ring = ring
+        self._listeners = {db: wakeup.listen(db, ring)}
+
+    @property
+    def pushes(self):
+        """Whether commits of other processes ring here, at this moment, wherever queues lie."""
+        return all(listener.pushes for listener in self._listeners.values())
+
+    def attend(self, queues, uuid):
+        """Listen where these queues lie, for what concerns the dispatcher `uuid` there.
+
+        True if some of them lie where nobody listened until now.
+        """
+        homes = {}
+        for queue in queues:
+            homes.setdefault(queue._p_jar.db(), []).append(queue)
+        new = [db for db in homes if db not in self._listeners]
+        for db in new:
+            self._listeners[db] = wakeup.listen(db, self._ring)
+        for db, listener in list(self._listeners.items()):
+            if listener.pushes:
+                listener.watch(_watched(homes.get(db, ()), uuid))
+        return bool(new)
+
+    def close(self):
+        """Ring no more."""
+        for listener in self._listeners.values():
+            listener.close()
+
+
+def _watched(queues, uuid):
+    """The oids of what changes when there is work in these queues of one database."""
+    oids = {_ROOT}
+    for queue in queues:
+        oids |= queue.intake.oids()
+        oids.update(quota._p_oid for quota in queue.quotas.values())
+        oids.add(queue.settings._p_oid)
+        record = queue.dispatchers.get(uuid)
+        if record is not None:
+            oids.update(agent._p_oid for agent in record.values())
+    oids.discard(None)
+    return oids
+
+
+#: The oid of the root of every database.
+_ROOT = b'\0' * 8
