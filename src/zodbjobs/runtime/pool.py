@@ -146,6 +146,7 @@ class AgentThreadPool:
         self.queue_name = surroundings.queue_name
         self.agent_oid = agent_oid
         self.threads = []
+        self._given_up = []  # threads whose jobs ran too long, and may still run
         self.stopping = threading.Event()
         self.mean_seconds = None  # of the latest jobs, weighted
         self._size = size
@@ -240,6 +241,7 @@ class AgentThreadPool:
             if worker.assignment is not assignment or worker.abandoned:
                 return
             worker.abandoned = True
+            self._given_up = [t for t in self._given_up if t.is_alive()] + [worker.thread]
             self.threads = [t for t in self.threads if t is not worker.thread]
             self._done()
         self.dispatcher.overran(assignment)
@@ -261,7 +263,8 @@ class AgentThreadPool:
 
     def join(self, seconds):
         """Wait, `seconds` at most, for the end of the threads; to be called after `stop`."""
-        threads = [thread for thread in self.threads if thread is not threading.current_thread()]
+        threads = [*self.threads, *self._given_up]
+        threads = [thread for thread in threads if thread is not threading.current_thread()]
         for thread in threads:
             thread.join(seconds / len(threads))
 
