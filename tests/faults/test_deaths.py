@@ -9,7 +9,12 @@ import transaction
 import zope.event
 
 from zodbjobs import Agent, Dispatcher, Job, NeverRetry, local, serial, status, testing
-from zodbjobs.interfaces import AbortedError, DispatcherActivated, DispatcherDeactivated
+from zodbjobs.interfaces import (
+    AbortedError,
+    DispatcherActivated,
+    DispatcherDeactivated,
+    JobInterrupted,
+)
 from zodbjobs.runtime import dispatcher as dispatchers
 
 SAME = None
@@ -268,6 +273,33 @@ def test_said_by_events_and_records(layer, heir):
     assert set(said) == {
         (DispatcherDeactivated, layer.dispatcher.UUID), (DispatcherActivated, found.UUID)
     }  # fmt: skip
+
+
+def test_interruptions_are_announced(layer, heir):
+    """Each job once; a subscriber that raises does not keep the others from being recovered."""
+    heard = []
+
+    def hear(event):
+        if isinstance(event, JobInterrupted):
+            heard.append(event.object.oid)
+            raise LookupError('bad ear')
+
+    jobs = put(layer, Job(stop_at, 'work'), Job(wait_with, 'work'))
+    assert layer.reactor.settle(5, until=lambda: len(said) == 2)
+    zope.event.subscribers.append(hear)
+    try:
+        found = heir()
+    finally:
+        zope.event.subscribers.remove(hear)
+    gates['work'].set()
+    check(layer, found, *jobs)
+    assert set(heard) == {job.oid for job in jobs}
+    assert {job.interruptions for job in jobs} == {1}
+
+
+def wait_with(name):
+    said.append(name)
+    assert gates[name].wait(20)
 
 
 def test_wrongly_held_for_dead(layer, caplog):

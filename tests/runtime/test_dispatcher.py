@@ -10,6 +10,7 @@ import uuid
 
 import pytest
 import transaction
+from zope.testing import cleanup
 
 from zodbjobs import Agent, Dispatcher, Failure, Job, Queue, local, serial, status, testing
 from zodbjobs.interfaces import (
@@ -1321,6 +1322,9 @@ class TestLife:
         assert dispatchers.pop(found.UUID) is found
         with pytest.raises(KeyError):
             dispatchers.pop(found.UUID)
+        Dispatcher(layer.db, layer.reactor, uuid=OTHER)
+        cleanup.cleanUp()  # of zope.testing, for those whose tests use it
+        assert dispatchers.get(OTHER) is None
 
     def test_stopped_and_started_again(self, layer, caplog):
         """The same object serves again: same record, same agents, nothing counted as trouble."""

@@ -11,6 +11,7 @@ Runs in any thread, on objects of that thread's connection, in the caller's
 transaction; nothing here commits.
 """
 
+import contextlib
 import datetime
 import functools
 
@@ -26,6 +27,7 @@ from zodbjobs.interfaces import (
     DependencyError,
     IJob,
     JobCompleted,
+    JobInterrupted,
     TimeLimitExceeded,
     TimeoutError,
 )
@@ -618,6 +620,8 @@ class Job(JobRecord):
         self._interrupted = True
         self._count_lost_attempt()
         self._wait_again()
+        with contextlib.suppress(Exception):  # the others must be recovered, whatever is raised
+            notify(JobInterrupted(self))
 
     def telling_was_interrupted(self, counted):
         """Its worker ended while it told the callbacks; the first one left may have begun."""

@@ -11,6 +11,8 @@ thread of its pool.  Reports come from the workers' threads, rings from any.
 `deactivate` waits in a thread of its own, so it needs no reactor to end.
 """
 
+import contextlib
+import importlib
 import logging
 import os
 import random
@@ -72,6 +74,10 @@ def pop(uuid=None):
 def clear():
     """Forget all dispatchers of this process (for the end of tests)."""
     _dispatchers.clear()
+
+
+with contextlib.suppress(ImportError):  # where tests are cleaned up by zope.testing
+    importlib.import_module('zope.testing.cleanup').addCleanUp(clear)
 
 
 @implementer(IDispatcher)
