@@ -6,6 +6,7 @@ import pytest
 
 from tests.processes.work import count, count_slowly, end_when_told
 from zodbjobs.interfaces import COMPLETED, PENDING
+from zodbjobs.testing.waiting import wait_until
 
 
 @pytest.mark.parametrize('kind', ['zeo', 'file'])
@@ -71,6 +72,8 @@ def test_one_of_two_stops_and_nothing_is_lost_or_delayed(on):
     site.put(*[(count_slowly, 0.02)] * 60)
     workers = [site.worker('--threads', '2') for _ in range(2)]
     site.until_done(*range(5))
+    # the other one may have done these, while this one could not hear signals yet
+    assert wait_until(lambda: 'begins to serve' in workers[0].log.read_text(), 30)
     workers[0].tell_to_stop()
     assert workers[0].wait() == 0
     site.until_done()
