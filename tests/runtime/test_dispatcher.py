@@ -5,6 +5,7 @@ Time is virtual; the database, the dispatchers and their threads are real.
 
 import datetime
 import logging
+import queue
 import threading
 import uuid
 
@@ -1307,6 +1308,50 @@ class TestLooks:
         ]  # fmt: skip
         gate.set()
         layer.reactor.wait_for(*jobs)
+
+
+class TestThreaded:
+    """With activate(threaded=True) passes are made in threads of the reactor's pool."""
+
+    @pytest.fixture
+    def threaded(self, layer):
+        other = Dispatcher(layer.db, layer.reactor, uuid=OTHER)
+        other.activate(threaded=True)
+        yield other
+        testing.tear_down_dispatcher(other)
+
+    def test_serves(self, layer, threaded):
+        """As any other."""
+        layer.reactor.settle()
+        transaction.begin()
+        layer.agent.size = 0
+        layer.queue.dispatchers[OTHER]['main'] = Agent()
+        jobs = [layer.queue.put(Job(say, i)) for i in range(10)]
+        transaction.commit()
+        layer.reactor.wait_for(*jobs)
+        assert sorted(said) == list(range(10))
+
+    def test_no_ring_is_lost(self, layer, threaded):
+        """Whenever it rings while a pass is made, another pass follows."""
+        begun, may_end = queue.SimpleQueue(), queue.SimpleQueue()
+        make = threaded._guarded_pass
+
+        def gated_pass():
+            begun.put(threading.current_thread())
+            may_end.get(timeout=5)
+            return make()
+
+        threaded._guarded_pass = gated_pass
+        layer.reactor.time_passes()
+        for _ in range(3):
+            begun.get(timeout=5)
+            threaded._ring()
+            layer.reactor.time_passes()
+            layer.reactor.insist(lambda: threaded._again, 5)
+            may_end.put(True)
+        begun.get(timeout=5)
+        may_end.put(True)
+        del threaded._guarded_pass
 
 
 class TestLife:

@@ -228,10 +228,11 @@ class Dispatcher:
             if self._pass_lock.locked():
                 self._again = True
                 return
-        self._make_pass()
-        if self._again:
-            self._again = False
+        wanted = True
+        while wanted:
             self._make_pass()
+            with self._guard:  # whoever finds the lock taken says so before this
+                wanted, self._again = self._again, False
 
     def _make_pass(self):
         with self._pass_lock:
