@@ -1,11 +1,19 @@
 """What users may expect of a queue: its order, its counts, its refusals."""
 
 import datetime
+import zoneinfo
 
 import pytest
+import pytz
+from ZODB.POSException import ConflictError
 
-from tests.model.support import work
-from zodbjobs import clock
+from tests.model.support import Thing, other_work, work
+from zodbjobs import Job, NeverRetry, Queue, RetryPolicy, clock, status
+from zodbjobs.interfaces import BadStatusError, DuplicateJobError, QueueClosed
+from zodbjobs.model.handout import Round
+
+#: The clocks of Zurich go back at 3:00 that day.
+AMBIGUOUS = datetime.datetime(2026, 10, 25, 2, 30, tzinfo=zoneinfo.ZoneInfo('Europe/Zurich'))
 
 
 def sort_all(side):
@@ -138,3 +146,385 @@ def test_dates_at_the_ends_of_time_stop_nobody(side, queue, wish):
     assert list(queue) in ([], [far])
     if wish.get('begin_after') == datetime.datetime.max:
         assert far.begin_after.replace(tzinfo=None) == datetime.datetime.max
+
+
+# Waiting for other jobs --------------------------------------------------------------------
+
+
+def sorted_without_claim(side):
+    """Have a dispatcher sort all that waits and note who waits for whom; nothing is committed."""
+    assert side.claim(room=0) == []
+
+
+def test_a_job_that_waits_for_another_may_be_taken_out(side, queue):
+    first = queue.put(work)
+    waits = queue.put(work, after=[first])
+    side.commit()
+    sorted_without_claim(side)
+    queue.remove(waits)
+    assert (list(queue), len(queue)) == ([first], 1)
+    queue.release(first.oid)
+    assert (list(queue), len(queue)) == ([first], 1)
+    queue.put(waits)
+    assert (list(queue), len(queue)) == ([first, waits], 2)
+
+
+def test_both_may_be_taken_out(side, queue):
+    first = queue.put(work)
+    waits = queue.put(work, after=[first])
+    side.commit()
+    sorted_without_claim(side)
+    queue.remove(waits)
+    queue.remove(first)
+    assert (list(queue), len(queue)) == ([], 0)
+
+
+def test_who_was_sorted_while_the_other_job_was_taken_out_is_not_forgotten(house, side, queue):
+    """Either transaction may conflict, but nobody may wait for what is not there."""
+    first, early, late = queue.put(work), queue.put(work), queue.put(work)
+    side.commit()
+    early._after = late._after = (first,)
+    queue.refile(early)
+    side.commit()
+    sorted_without_claim(side)
+    side.commit()
+    queue.refile(late)
+    side.commit()
+    app, dispatcher = house.side(), house.side()
+    for each in (app, dispatcher):
+        each.begin()
+        assert each.agent is not None
+        each.commit()
+        each.begin()
+    app.queue.remove(app.twin(first))
+    sorted_without_claim(dispatcher)
+    dispatcher.commit()
+    with pytest.raises(ConflictError):
+        app.commit()
+    app.abort()
+    app.queue.remove(app.twin(first))
+    app.commit()
+    side.begin()
+    assert list(queue) == [early, late]
+    assert side.claimed_jobs(3) == [early, late]
+
+
+def test_who_waits_for_a_job_that_is_gone_is_woken(house, side, queue):
+    first, waits = queue.put(work), queue.put(work)
+    side.commit()
+    waits._after = (first,)
+    queue.refile(waits)
+    side.commit()
+    app, dispatcher = house.side(), house.side()
+    app.queue.remove(app.twin(first))
+    sorted_without_claim(dispatcher)
+    dispatcher.commit()
+    app.commit()
+    side.begin()
+    assert side.claimed_jobs(1) == []
+    assert queue.wake_orphans()
+    assert not queue.wake_orphans()
+    assert side.claimed_jobs(1) == [waits]
+
+
+def test_a_job_may_wait_for_one_of_another_queue(side, queue):
+    other = side.queues['other'] = Queue()
+    side.commit()
+    first = queue.put(work)
+    waits = other.put(work, depends_on=[first])
+    side.commit()
+    look = Round(other, clock.micros())
+    look.sort()
+    look.file_rest()
+    side.commit()
+    assert (list(queue), len(queue), list(other), len(other)) == ([first], 1, [waits], 1)
+    assert queue.clear() == 1
+    assert (list(queue), list(other), len(other)) == ([], [waits], 1)
+    assert waits.failed_dependency() is first
+
+
+def test_it_expires_also_while_it_waits_for_another(side, queue, turned):
+    first = queue.put(work)
+    waits = queue.put(work, after=[first], begin_by=60)
+    side.commit()
+    sorted_without_claim(side)
+    side.commit()
+    turned.advance(61)
+    assert side.claimed_jobs(3) == [waits, first]
+    assert waits.outcome == 'failure'
+
+
+# Claims without an agent -------------------------------------------------------------------
+
+
+def test_a_claim_takes_the_first_that_the_filter_accepts(side, queue):
+    jobs = [queue.put(work, priority=n) for n in (1, 2, 3)]
+    nothing = object()
+    assert queue.claim(lambda job: job.priority > 1) is jobs[1]
+    assert queue.claim(lambda job: job.priority == 2, nothing) is nothing
+    assert (list(queue), len(queue), jobs[1].status) == ([jobs[0], jobs[2]], 2, status.ASSIGNED)
+    queue.putBack(jobs[1])
+    assert list(queue) == jobs
+    with pytest.raises(BadStatusError):
+        queue.putBack(jobs[1])
+
+
+def test_a_filter_that_raises_leaves_the_queue_as_it_was(side, queue, turned):
+    jobs = [queue.put(work), queue.put(work, delay=5)]
+    side.commit()
+    with pytest.raises(ZeroDivisionError):
+        queue.claim(lambda job: 1 / 0)
+    assert (list(queue), len(queue)) == (jobs, 2)
+    side.commit()
+    assert queue.claim() is jobs[0]
+
+
+def test_a_paused_queue_gives_nothing(side, queue, turned):
+    job = queue.put(work)
+    queue.pause(60)
+    assert queue.paused_until == hence(60)
+    assert queue.claim(default='none') == 'none'
+    turned.advance(61)
+    assert queue.claim() is job
+    queue.putBack(job)
+    queue.pause()
+    assert (queue.paused_until, queue.claim()) == (True, None)
+    queue.unpause()
+    assert (queue.paused_until, queue.claim()) == (None, job)
+
+
+def test_what_has_a_result_is_not_claimed(side, queue):
+    cancelled, job = queue.put(work), queue.put(work)
+    cancelled.addCallback(work)
+    cancelled.cancel()
+    assert queue.claim() is job
+    assert queue.claim() is None
+
+
+# Ids ---------------------------------------------------------------------------------------
+
+
+def test_an_id_is_unique_among_the_unfinished(side, queue):
+    job = queue.put(work, id='only')
+    with pytest.raises(DuplicateJobError, match="id 'only' .pending since .*on_conflict='keep'"):
+        queue.put(other_work, id='only')
+    assert queue.put(other_work, id='only', on_conflict='keep') is job
+    assert list(queue) == [job]
+    other = queue.put(other_work, id='only', on_conflict='replace')
+    assert (job.status, list(queue), len(queue)) == (status.NEW, [other], 1)
+    assert queue.put(work, id='another').id == 'another'
+    side.commit()
+    other.cancel()
+    assert queue.put(work, id='only').id == 'only'
+
+
+@pytest.mark.parametrize('on_conflict', ['raise', 'replace'])
+def test_a_running_job_keeps_its_id(side, queue, on_conflict):
+    job = queue.put(work, id='only')
+    side.commit()
+    side.claim()
+    with pytest.raises(DuplicateJobError, match='active since'):
+        queue.put(work, id='only', on_conflict=on_conflict)
+    side.run(job)
+    assert queue.put(work, id='only', on_conflict=on_conflict) is not job
+
+
+def test_two_clients_cannot_take_one_id(house, side, queue):
+    other = house.side()
+    queue.put(work, id='only')
+    other.queue.put(work, id='only')
+    side.commit()
+    with pytest.raises(ConflictError):
+        other.commit()
+    other.abort()
+    with pytest.raises(DuplicateJobError):
+        other.queue.put(work, id='only')
+
+
+# Refusals ----------------------------------------------------------------------------------
+
+
+def nested():
+    def inner():
+        return None
+
+    return inner
+
+
+class Locked:
+    """An argument that cannot be stored."""
+
+    def __reduce__(self):
+        raise TypeError('it holds a lock')
+
+
+@pytest.mark.parametrize(
+    ('call', 'error', 'words'),
+    [
+        (lambda: None, TypeError, 'a lambda, .* define it at the top of a module'),
+        (nested(), TypeError, 'a function made inside another'),
+        (5, TypeError, 'cannot be called'),
+        (Job(work, Locked()), TypeError, 'argument of .*cannot be stored .*it holds a lock'),
+        (Job(work, key=[lambda: 1]), TypeError, 'keyword argument of .*cannot be stored'),
+        (Job(Thing().increase, Locked()), TypeError, 'it holds a lock'),
+    ],
+    ids=['lambda', 'nested', 'number', 'argument', 'keyword', 'method'],
+)
+def test_what_cannot_be_run_later_is_refused(side, queue, call, error, words):
+    job = queue.put(work)
+    with pytest.raises(error, match=words):
+        queue.put(call)
+    side.commit()
+    assert list(queue) == [job]
+
+
+@pytest.mark.parametrize(
+    ('wish', 'error', 'words'),
+    [
+        ({'quota_names': ['unheard']}, ValueError, "'unknown quota name', 'unheard'"),
+        ({'quota_names': 'images'}, TypeError, r"use \('images',\)"),
+        ({'begin_after': 60}, TypeError, 'use delay='),
+        ({'begin_after': AMBIGUOUS}, ValueError, 'ambiguous'),
+        ({'begin_after': AMBIGUOUS, 'delay': 1}, ValueError, 'give one'),
+        ({'begin_by': -1}, ValueError, 'begin_by may not be negative'),
+        ({'begin_by': datetime.timedelta(-1)}, ValueError, 'begin_by may not be negative'),
+        ({'delay': -1}, ValueError, 'delay may not be negative'),
+        ({'delay': 'soon'}, TypeError, 'seconds or a timedelta'),
+        ({'priority': 2**32}, ValueError, 'smaller first'),
+        ({'channel': 5}, TypeError, 'text'),
+        ({'retries': -1}, ValueError, 'whole number'),
+        ({'retries': 1, 'retry_policy_factory': NeverRetry}, ValueError, 'give one'),
+        ({'retry_policy_factory': 5}, TypeError, 'callable'),
+        ({'retry_policy_factory': lambda job: None}, TypeError, 'cannot be stored'),
+        ({'retry_policy_factory': RetryPolicy(1, lambda n: n)}, TypeError, 'cannot be stored'),
+        ({'failure_log_level': 'INFO'}, TypeError, 'logging'),
+        ({'id': 5}, TypeError, 'text'),
+        ({'id': ''}, TypeError, 'empty'),
+        ({'on_conflict': 'ignore'}, ValueError, "'raise', 'keep', 'replace'"),
+        ({'depends_on': [work]}, TypeError, 'holds jobs'),
+        ({'depends_on': [Job(work)]}, ValueError, 'put it first'),
+        ({'after': Job(work)}, ValueError, 'put it first'),
+        ({'result_ttl': -1}, ValueError, 'negative'),
+        ({'lease': -1}, ValueError, 'negative'),
+        ({'time_limit': 0}, ValueError, 'soft'),
+        ({'time_limit': (1, 2, 3)}, ValueError, 'soft'),
+    ],
+    ids=lambda value: ' '.join(value) if isinstance(value, dict) else None,
+)
+def test_a_bad_wish_is_refused_and_changes_nothing(side, queue, wish, error, words):
+    job = Job(work)
+    before = job.__getstate__()
+    with pytest.raises(error, match=words):
+        queue.put(job, **wish)
+    assert (job.__getstate__(), job.status, job._p_jar) == (before, status.NEW, None)
+    assert (list(queue), len(queue)) == ([], 0)
+    assert queue.put(job) is job
+    side.commit()
+
+
+def test_a_date_without_a_zone_is_utc(queue):
+    job = queue.put(work, datetime.datetime(2100, 1, 1))
+    assert job.begin_after == datetime.datetime(2100, 1, 1, tzinfo=pytz.UTC)
+
+
+def test_a_job_is_put_once(side, queue):
+    job = queue.put(work)
+    with pytest.raises(BadStatusError, match='is pending: a job is put once'):
+        queue.put(job)
+    assert (list(queue), len(queue)) == ([job], 1)
+
+
+def test_a_queue_without_a_database_takes_nothing():
+    with pytest.raises(ValueError, match=r'first queues\[name\] = queue.* and commit'):
+        Queue().put(work)
+
+
+def test_a_closed_queue_takes_nothing(side, queue):
+    job = queue.put(work)
+    queue.closed = True
+    with pytest.raises(QueueClosed, match='queue.closed = False'):
+        queue.put(work)
+    assert side.claimed_jobs(2) == [job]
+    queue.closed = False
+    assert queue.put(work).status == status.PENDING
+
+
+@pytest.mark.parametrize('index', [1, -2])
+def test_there_is_no_such_place(queue, index):
+    queue.put(work)
+    with pytest.raises(IndexError):
+        queue[index]
+    with pytest.raises(IndexError):
+        queue.pull(index)
+    assert len(queue) == 1
+
+
+def test_only_what_waits_here_can_be_removed(side, queue):
+    other = side.queues['other'] = Queue()
+    side.commit()
+    job = other.put(work)
+    for stranger in (job, Job(work), work, None):
+        with pytest.raises(LookupError, match='item not in queue'):
+            queue.remove(stranger)
+        assert stranger not in queue
+    assert job in other
+
+
+def test_explicit_quotas_win_over_those_of_the_job(queue):
+    queue.quotas.create('images')
+    job = Job(work)
+    job.quota_names = ['images']
+    assert queue.put(job, quota_names=()).quota_names == ()
+
+
+# Annotations -------------------------------------------------------------------------------
+
+
+def test_annotations_go_with_a_job_that_is_taken_out(side, queue):
+    job = queue.put(work)
+    job.annotations['seen'] = 1
+    queue.pull()
+    assert dict(job.annotations) == {'seen': 1}
+    queue.put(job)
+    job.annotations['again'] = 2
+    side.commit()
+    assert dict(job.annotations) == {'seen': 1, 'again': 2}
+    assert len(queue.notes.trees) == 0
+
+
+# The mapping of queues ---------------------------------------------------------------------
+
+
+def test_queues_name_what_there_is(side):
+    side.queues['mail'] = Queue()
+    with pytest.raises(KeyError, match=r"no queue 'post'; there are \['', 'mail'\]"):
+        side.queues['post']
+    assert side.queues.get('post') is None
+    assert (list(side.queues), len(side.queues)) == (['', 'mail'], 2)
+    assert side.queues.keys() == ['', 'mail']
+
+
+def test_a_queue_has_one_place(side, queue):
+    with pytest.raises(ValueError, match='has a place already'):
+        side.queues['again'] = queue
+    with pytest.raises(ValueError, match='only a queue'):
+        side.queues['not'] = {}
+    with pytest.raises(TypeError, match='text'):
+        side.queues[5] = Queue()
+    side.queues[''] = queue  # its own place
+    del side.queues['']
+    assert (queue.name, queue.parent, len(side.queues)) == (None, None, 0)
+    side.queues['moved'] = queue
+    assert (queue.name, queue.parent) == ('moved', side.queues)
+
+
+def test_stats_are_plain_values(side, queue):
+    queue.quotas.create('images', 2)
+    queue.put(work, delay=5)
+    queue.put(work).hold()
+    side.commit()
+    sorted_without_claim(side)
+    stats = queue.stats()
+    assert (stats['waiting'], stats['later'], stats['held'], stats['running']) == (1, 1, 1, 0)
+    assert stats['quotas'] == {'images': {'size': 2, 'len': 0}}
+    assert (stats['dispatchers'], stats['agents'], stats['closed']) == (1, 1, False)

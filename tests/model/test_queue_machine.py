@@ -38,7 +38,7 @@ from zodbjobs import Failure, Queue, clock, status
 from zodbjobs.interfaces import DuplicateJobError
 from zodbjobs.runtime import attempt
 
-EXAMPLES, STEPS, *STORAGE = os.environ.get('ZODBJOBS_MACHINE', '60,40').split(',')
+EXAMPLES, STEPS, *STORAGE = os.environ.get('ZODBJOBS_MACHINE', '30,40').split(',')
 
 QUOTAS = {'one': 1, 'two': 2}
 CHANNELS = (None, 'mail')
@@ -81,6 +81,7 @@ class Plans:
         self.jobs = {}
         self.lists = [{}, {}]  # of each side: {number: (filing, urgent, ahead)}
         self.sizes = dict(QUOTAS)
+        self.wishes = [CHANNELS, CHANNELS]  # of each side's agent
         self.told = set()  # numbers of the jobs in a history
 
     # looking
@@ -189,6 +190,11 @@ class Plans:
             if plan.gate == number and plan.gate != IN_LANE:
                 self.look_again(plan.number)
 
+    def wake(self):
+        for plan in self.waiting():
+            if plan.gate not in (None, IN_LANE) and self.jobs[plan.gate].place == OUT:
+                self.look_again(plan.number)
+
     def leave(self, number, place, good=True):
         """A job leaves its place in the queue: taken out, held or ended."""
         plan = self.jobs[number]
@@ -249,6 +255,9 @@ class Plans:
             if size != base.sizes[quota]:
                 self.sizes[quota] = size
         self.told |= view.told
+        for side, channels in enumerate(view.wishes):
+            if channels != base.wishes[side]:
+                self.wishes[side] = channels
         for plan in self.jobs.values():
             if plan.place == ASSIGNED and base.jobs.get(plan.number, plan).place != ASSIGNED:
                 assert self.holder(plan) is None, f'job {plan.number} was claimed twice'
@@ -303,6 +312,48 @@ class Partner:
         self.writes |= set(writes)
 
 
+#: What follows a deed: most often its commit, or the other side's turn.
+THEN = st.sampled_from(['commit', 'commit', 'commit', 'stay', 'stay', 'abort'])
+
+
+#: name of a deed -> what is drawn for it, and when it can do something in a side's view.
+DEEDS = {}
+
+
+def deed(able=None, weight=1, **strategies):
+    """Note a deed of a side among the `DEEDS`; it comes `weight` times as often as others."""
+
+    def make(do):
+        DEEDS[do.__name__] = (able or (lambda partner: True), weight, strategies)
+        return do
+
+    return make
+
+
+def some(*places):
+    """For a deed that needs a job in one of these places."""
+    return lambda partner: any(plan.place in places for plan in partner.view.jobs.values())
+
+
+def waits(partner):
+    return bool(partner.view.waiting())
+
+
+def has_work(partner):
+    return bool(partner.assignments)
+
+
+#: What is drawn for a put.
+PUTS = {
+    'priority': st.sampled_from([None, None, 1, 2**31, 2**32 - 1]),
+    'when': st.sampled_from([None, None, -60, 2.5, 2.5]),
+    'channel': st.sampled_from(CHANNELS),
+    'quotas': st.sampled_from([(), (), ('one',), ('two',), ('one', 'two')]),
+    'depends': st.sampled_from([0, 0, 0, 1, 2]),
+    'choice': st.integers(0, 1000),
+}
+
+
 class QueueMachine(RuleBasedStateMachine):
     """See the module."""
 
@@ -313,8 +364,18 @@ class QueueMachine(RuleBasedStateMachine):
         self.numbers = itertools.count()
         self.puts = itertools.count()
 
-    @initialize()
-    def open(self):
+    @initialize(
+        first=st.lists(st.fixed_dictionaries(PUTS), min_size=2, max_size=4),
+        second=st.lists(st.fixed_dictionaries(PUTS), min_size=1, max_size=4),
+    )
+    def open(self, first, second):
+        self.make_queue()
+        for partner, puts in zip(self.partners, (first, second), strict=True):
+            for drawn in puts:
+                self.put(partner, **drawn)
+            assert self.try_commit(partner)
+
+    def make_queue(self):
         name = f'queue {len(self.house.first.queues)}'
         self.house.first.begin()
         queue = self.house.first.queues[name] = Queue()
@@ -380,17 +441,12 @@ class QueueMachine(RuleBasedStateMachine):
 
     # putting
 
-    @rule(
-        who=st.integers(0, 1),
-        priority=st.sampled_from([None, None, 1, 2**31, 2**32 - 1]),
-        when=st.sampled_from([None, None, None, -60, 2.5, 2.5, 7.5]),
-        channel=st.sampled_from(CHANNELS),
-        quotas=st.sampled_from([(), (), ('one',), ('two',), ('one', 'two')]),
-        depends=st.sampled_from([0, 0, 0, 1, 2]),
-        choice=st.integers(0, 1000),
-    )
-    def put(self, who, priority, when, channel, quotas, depends, choice):
-        partner = self.partners[who]
+    @deed()
+    def nothing(self, partner):
+        """So that what stayed is committed, or aborted."""
+
+    @deed(lambda partner: len(partner.view.waiting()) < 12, weight=3, **PUTS)
+    def put(self, partner, priority, when, channel, quotas, depends, choice):
         others = [plan for plan in partner.view.jobs.values() if plan.place != OUT]
         blockers = tuple(
             {self.pick(others, choice + n).number: None for n in range(depends) if others}
@@ -422,13 +478,12 @@ class QueueMachine(RuleBasedStateMachine):
             partner.puts_only = False
         self.after(partner)
 
-    @rule(
-        who=st.integers(0, 1),
+    @deed(
+        weight=3,
         id=st.sampled_from('ab'),
         on_conflict=st.sampled_from(['raise', 'keep', 'replace', 'replace']),
     )
-    def put_with_id(self, who, id, on_conflict):
-        partner = self.partners[who]
+    def put_with_id(self, partner, id, on_conflict):
         other = partner.view.named(id)
         partner.puts_only = False
         if other is not None:
@@ -452,11 +507,8 @@ class QueueMachine(RuleBasedStateMachine):
 
     # taking out, setting aside
 
-    @rule(
-        who=st.integers(0, 1), choice=st.integers(0, 1000), deed=st.sampled_from(['pull', 'remove'])
-    )
-    def take_out(self, who, choice, deed):
-        partner = self.partners[who]
+    @deed(waits, weight=2, choice=st.integers(0, 1000), deed=st.sampled_from(['pull', 'remove']))
+    def take_out(self, partner, choice, deed):
         queue, view = partner.side.queue, partner.view
         found = self.numbers_of(queue)
         if deed == 'remove':
@@ -471,27 +523,27 @@ class QueueMachine(RuleBasedStateMachine):
             assert self.names[queue.pull(index - len(found) * (choice % 2))._p_oid] == plan.number
         else:
             queue.remove(self.job(partner, plan.number))
-        note(f'side {who} takes {plan.number} out')
+        note(f'side {partner.number} takes {plan.number} out')
         partner.puts_only = False
         partner.do('leave', plan.number, OUT, writes=self.touched(partner, plan))
         self.after(partner)
 
-    @rule(who=st.integers(0, 1), choice=st.integers(0, 1000))
-    def put_again(self, who, choice):
-        partner = self.partners[who]
+    @deed(some(OUT), choice=st.integers(0, 1000))
+    def put_again(self, partner, choice):
         out = [p for p in partner.view.jobs.values() if p.place == OUT and p.id is None]
         plan = self.pick(out, choice)
         if plan is not None:
             partner.side.queue.put(self.job(partner, plan.number))
-            note(f'side {who} puts {plan.number} again')
+            note(f'side {partner.number} puts {plan.number} again')
             partner.puts_only = False
             partner.do(
                 'file', plan.number, due=clock.micros(), put=next(self.puts), writes=[plan.number]
             )
             self.after(partner)
 
-    @rule(
-        who=st.integers(0, 1),
+    @deed(
+        waits,
+        weight=3,
         choice=st.integers(0, 1000),
         change=st.sampled_from(
             [
@@ -507,14 +559,13 @@ class QueueMachine(RuleBasedStateMachine):
             ]
         ),
     )
-    def change(self, who, choice, change):
-        partner = self.partners[who]
+    def change(self, partner, choice, change):
         plan = self.pick(partner.view.waiting(), choice)
         if plan is None:
             return
         ((name, value),) = change.items()
         job = self.job(partner, plan.number)
-        note(f'side {who} changes {name} of {plan.number} to {value}')
+        note(f'side {partner.number} changes {name} of {plan.number} to {value}')
         if name == 'begin_after':
             # half a second off, so that no put is for the same instant
             moment = clock.micros() + round((value or -0.5) * SECOND)
@@ -527,31 +578,28 @@ class QueueMachine(RuleBasedStateMachine):
         partner.do('file', plan.number, writes=[plan.number], **changes)
         self.after(partner)
 
-    @rule(who=st.integers(0, 1), choice=st.integers(0, 1000))
-    def hold(self, who, choice):
-        partner = self.partners[who]
+    @deed(waits, weight=2, choice=st.integers(0, 1000))
+    def hold(self, partner, choice):
         plan = self.pick(partner.view.waiting(), choice)
         if plan is not None:
-            note(f'side {who} holds {plan.number}')
+            note(f'side {partner.number} holds {plan.number}')
             self.job(partner, plan.number).hold()
             partner.puts_only = False
             partner.do('leave', plan.number, HELD, writes=[plan.number])
             self.after(partner)
 
-    @rule(who=st.integers(0, 1), choice=st.integers(0, 1000))
-    def resume(self, who, choice):
-        partner = self.partners[who]
+    @deed(some(HELD), weight=2, choice=st.integers(0, 1000))
+    def resume(self, partner, choice):
         plan = self.pick([p for p in partner.view.jobs.values() if p.place == HELD], choice)
         if plan is not None:
-            note(f'side {who} resumes {plan.number}')
+            note(f'side {partner.number} resumes {plan.number}')
             self.job(partner, plan.number).resume()
             partner.puts_only = False
             partner.do('file', plan.number, writes=[plan.number])
             self.after(partner)
 
-    @rule(who=st.integers(0, 1), choice=st.integers(0, 1000))
-    def cancel(self, who, choice):
-        partner = self.partners[who]
+    @deed(some(WAITING, HELD, ASSIGNED), choice=st.integers(0, 1000))
+    def cancel(self, partner, choice):
         view = partner.view
         able = [
             plan
@@ -560,24 +608,29 @@ class QueueMachine(RuleBasedStateMachine):
         ]
         plan = self.pick(able, choice)
         if plan is not None:
-            note(f'side {who} cancels {plan.number}')
+            note(f'side {partner.number} cancels {plan.number}')
             self.job(partner, plan.number).cancel()
             partner.puts_only = False
             partner.do('leave', plan.number, DONE, good=False, writes=[plan.number])
             self.after(partner)
 
-    @rule(who=st.integers(0, 1), quota=st.sampled_from([*QUOTAS]), size=st.integers(0, 3))
-    def resize(self, who, quota, size):
-        partner = self.partners[who]
+    @deed(quota=st.sampled_from([*QUOTAS]), size=st.integers(0, 3))
+    def resize(self, partner, quota, size):
         partner.side.queue.quotas[quota].size = size
         partner.puts_only = False
         partner.view.sizes[quota] = size
 
+    @deed(channels=st.sampled_from([CHANNELS, [None], ['mail']]))
+    def specialise(self, partner, channels):
+        """The side's agent is to take jobs of these channels only."""
+        partner.side.agent.channels = None if channels is CHANNELS else channels
+        partner.puts_only = False
+        partner.view.wishes[partner.number] = channels
+
     # claiming without an agent
 
-    @rule(who=st.integers(0, 1), only=st.sampled_from([None, 1]))
-    def claim(self, who, only):
-        partner = self.partners[who]
+    @deed(waits, only=st.sampled_from([None, 1]))
+    def claim(self, partner, only):
         partner.puts_only = False
         partner.do('sort')
         view = partner.view
@@ -592,19 +645,18 @@ class QueueMachine(RuleBasedStateMachine):
         if not able:
             assert job is nothing
         else:
-            note(f'side {who} claims {able[0].number}')
+            note(f'side {partner.number} claims {able[0].number}')
             assert job is not nothing, f'job {able[0].number} was not claimed'
             assert self.names[job._p_oid] == able[0].number
             able[0].place = ASSIGNED
             partner.writes.add(able[0].number)
         self.after(partner)
 
-    @rule(who=st.integers(0, 1), choice=st.integers(0, 1000))
-    def put_back(self, who, choice):
-        partner = self.partners[who]
+    @deed(some(ASSIGNED), choice=st.integers(0, 1000))
+    def put_back(self, partner, choice):
         plan = self.pick([p for p in partner.view.jobs.values() if p.place == ASSIGNED], choice)
         if plan is not None:
-            note(f'side {who} puts {plan.number} back')
+            note(f'side {partner.number} puts {plan.number} back')
             partner.side.queue.putBack(self.job(partner, plan.number))
             partner.puts_only = False
             partner.do('file', plan.number, writes=[plan.number])
@@ -612,18 +664,19 @@ class QueueMachine(RuleBasedStateMachine):
 
     # what dispatchers do
 
-    @rule(
-        who=st.integers(0, 1),
-        room=st.integers(0, 4),
+    @deed(
+        weight=8,
+        room=st.sampled_from([1, 2, 9, 0]),
         ahead=st.sampled_from([0, 0, 2]),
         leave=st.sampled_from([0, 0, 16]),
     )
-    def hand_out(self, who, room, ahead, leave):
+    def hand_out(self, partner, room, ahead, leave):
         """Retire what ended, sort, and claim for the agent."""
-        partner = self.partners[who]
         partner.puts_only = False
         side, view = partner.side, partner.view
         self.write_reports(partner)
+        side.queue.wake_orphans()
+        partner.do('wake')
         partner.do('sort')
         look = side.look()
         look.expire()
@@ -655,6 +708,7 @@ class QueueMachine(RuleBasedStateMachine):
         order = [plan for plan in view.jobs.values() if plan.urgent]
         urgent = {plan.number for plan in order}
         order += view.due(clock.micros())
+        order = [plan for plan in order if plan.channel in view.wishes[partner.number]]
         note(f'side {partner.number} is handed {self.numbers_of(job for job, _ in claimed)}')
         taken = {self.names[job._p_oid]: assignment for job, assignment in claimed}
         rooms = {quota: size - view.running(quota) for quota, size in view.sizes.items()}
@@ -685,10 +739,9 @@ class QueueMachine(RuleBasedStateMachine):
             if number in urgent:
                 view.jobs[number].urgent = False
 
-    @rule(who=st.integers(0, 1), choice=st.integers(0, 1000), good=st.booleans())
-    def finish(self, who, choice, good):
+    @deed(has_work, weight=8, choice=st.integers(0, 1000), good=st.booleans())
+    def finish(self, partner, choice, good):
         """A worker does a job that was claimed, or finds that it is not to be done."""
-        partner = self.partners[who]
         partner.puts_only = False
         side, view = partner.side, partner.view
         mine = self.pick(partner.assignments, choice)
@@ -700,11 +753,11 @@ class QueueMachine(RuleBasedStateMachine):
         job, token = self.job(partner, number), assignment.token
         if job._token != token:
             report = attempt.Report(assignment, attempt.STALE)
-            note(f'side {who} finds the claim of {number} stale')
+            note(f'side {partner.number} finds the claim of {number} stale')
         elif urgent or job._status == status.COMPLETED:
             report = attempt.Report(assignment, attempt.FINISHED, job.outcome != 'success')
         else:
-            note(f'side {who} finishes {number}')
+            note(f'side {partner.number} finishes {number}')
             report = side.work(assignment, None if good else Failure(ValueError('no')))
             plan = view.jobs[number]
             plan.place, plan.good = DONE, good
@@ -712,20 +765,19 @@ class QueueMachine(RuleBasedStateMachine):
         partner.fresh_reports.append(report)
         self.after(partner)
 
-    @rule(who=st.integers(0, 1))
-    def stop(self, who):
+    @deed()
+    def stop(self, partner):
         """A dispatcher stops, gives back what it holds, and starts again."""
-        partner = self.partners[who]
         self.write_reports(partner)
         partner.begun += partner.assignments  # its workers are withdrawn, unless this aborts
         partner.assignments = []
         partner.fresh_assignments = []
         self.give_back(partner, partner, 'deactivate')
 
-    @rule(who=st.integers(0, 1))
-    def bury(self, who):
+    @deed()
+    def bury(self, partner):
         """A dispatcher finds the other one dead, and gives back what that held."""
-        partner, other = self.partners[who], self.partners[1 - who]
+        other = self.partners[1 - partner.number]
         # What of it was withdrawn cannot be told from what it had filed again itself.
         if not any(side == other.number for side, _ in partner.view.stale_claims()):
             self.give_back(partner, other, 'died')
@@ -747,29 +799,33 @@ class QueueMachine(RuleBasedStateMachine):
 
     # time and transactions
 
-    @rule(seconds=st.sampled_from([1, 3, 3, 10, 200]))
-    def time_passes(self, seconds):
+    @deed(weight=2, seconds=st.sampled_from([1, 2, 2, 3, 200]))
+    def time_passes(self, partner, seconds):
         self.clock.advance(seconds)
-        for partner in self.partners:
-            self.after(partner)
+        for each in self.partners:
+            self.after(each)
 
-    @rule(who=st.integers(0, 1))
-    def abort(self, who):
-        note(f'side {who} aborts')
-        self.drop(self.partners[who])
+    @rule(data=st.data(), who=st.integers(0, 1), then=THEN)
+    def act(self, data, who, then):
+        """A side does something that it can do, and may commit."""
+        partner = self.partners[who]
+        able = [
+            name for name, (can, weight, _) in DEEDS.items() for _ in range(weight) if can(partner)
+        ]
+        name = data.draw(st.sampled_from(able))
+        drawn = {arg: data.draw(strategy) for arg, strategy in DEEDS[name][2].items()}
+        note(f'side {who}: {name} {drawn}, then {then}')
+        getattr(self, name)(partner, **drawn)
+        if then == 'commit':
+            self.try_commit(partner)
+        elif then == 'abort':
+            self.drop(partner)
 
     def drop(self, partner):
         partner.side.abort()
         partner.aborted()
         self.forget_new(partner)
         partner.begin(self.plans, len(self.commits))
-
-    def _commit(self, who):
-        self.try_commit(self.partners[who])
-
-    commit = rule(who=st.integers(0, 1))(_commit)
-    commit_more = rule(who=st.integers(0, 1))(_commit)
-    commit_often = rule(who=st.integers(0, 1))(_commit)
 
     def try_commit(self, partner):
         """Commit, or begin anew after a conflict; whether it was committed."""
@@ -813,10 +869,10 @@ class QueueMachine(RuleBasedStateMachine):
             if self.is_over():
                 break
             for partner in self.partners:
-                self.hand_out(who=partner.number, room=3, ahead=0, leave=0)
+                self.hand_out(partner, room=99, ahead=0, leave=0)
                 assert self.try_commit(partner)
-                for _ in range(3):
-                    self.finish(who=partner.number, choice=0, good=True)
+                while partner.assignments:
+                    self.finish(partner, choice=0, good=True)
                 assert self.try_commit(partner)
                 self.drop(self.partners[1 - partner.number])
         self.check_end()
@@ -829,8 +885,12 @@ class QueueMachine(RuleBasedStateMachine):
         return not (busy or self.watcher.queue.ready.waiting())
 
     def release_all(self, partner):
+        for each in self.partners:
+            self.specialise(each, CHANNELS)
+            assert self.try_commit(each)
+        self.drop(partner)
         for quota in QUOTAS:
-            self.resize(who=partner.number, quota=quota, size=3)
+            self.resize(partner, quota=quota, size=3)
         for plan in list(partner.view.jobs.values()):
             job = self.job(partner, plan.number)
             if plan.place in (HELD, ASSIGNED):

@@ -367,7 +367,7 @@ class Queue(Persistent):
         """
         if oid not in self.waiters:
             return
-        for token, job, home in self.waiters.pop(oid).values():
+        for token, job, home in self._waiting_for(oid):
             home.ready.waiting.change(-1)
             if is_current(job, token):
                 home.file(job)
@@ -513,11 +513,18 @@ class Queue(Persistent):
         if not agent.history.add(token, job, now, failed, ttl):
             self.notes.drop(int.from_bytes(job._p_oid, 'big'))
 
+    def _waiting_for(self, oid):
+        """[(token, job, its queue)] of those that waited for that job, and do no more."""
+        waiting = self.waiters.pop(oid)
+        found = list(waiting.values())
+        waiting.clear()  # so that it conflicts if another dispatcher just adds one
+        return found
+
     def release(self, oid):
         """The job of that oid has finished: jobs that waited for it look again."""
         if oid not in self.waiters:
             return
-        for token, job, home in self.waiters.pop(oid).values():
+        for token, job, home in self._waiting_for(oid):
             home.await_blockers(token, job)
             notify(JobFiled(job, home))
 
@@ -530,10 +537,16 @@ class Queue(Persistent):
         if len(oids) > ORPHAN_LIMIT:  # not always the same ones
             first = random.randint(oids[0], self.waiters.maxKey())
             oids = list(itertools.islice(self.waiters.keys(first), ORPHAN_LIMIT))
-        gone = [oid for oid in oids if self._p_jar.get(p64(oid))._status == status.NEW]
+        gone = [oid for oid in oids if not self._may_finish(oid)]
         for oid in gone:
             self.release(oid)
         return bool(gone)
+
+    def _may_finish(self, oid):
+        try:
+            return self._p_jar.get(p64(oid))._status != status.NEW
+        except (AttributeError, KeyError):  # its class is gone, or, with a POSKeyError, its record
+            return False
 
     def stats(self):
         now = clock.micros()

@@ -1,0 +1,283 @@
+"""Producers and dispatchers at the lanes: what merges, what conflicts, what is never lost."""
+
+import contextlib
+
+import pytest
+from ZODB.POSException import ConflictError
+
+from tests.model.support import work
+from zodbjobs.model.intake import (
+    CHUNK_ENTRIES,
+    GRACE_SECONDS,
+    LANES,
+    LINGER_SECONDS,
+    SENTINEL,
+    entries_of,
+    lane_number,
+    new_bucket,
+    size_of,
+)
+
+
+@pytest.fixture
+def one_lane(monkeypatch):
+    """Every connection puts into the same lane: the worst that chance can bring."""
+    monkeypatch.setattr('zodbjobs.model.intake.lane_number', lambda jar: 3)
+
+
+@pytest.fixture
+def sides(house, one_lane):
+    """Three more connections, with transactions of their own."""
+    return [house.side() for _ in range(3)]
+
+
+def put(side, count=1):
+    return [side.queue.put(work) for _ in range(count)]
+
+
+def chunks_of(queue, lane=3):
+    return {key: chunk for key, chunk in queue.intake.lanes[lane].items() if key != SENTINEL}
+
+
+def waiting(side):
+    side.begin()
+    return [job._p_oid for job in side.queue]
+
+
+# Merging -----------------------------------------------------------------------------------
+
+
+def test_concurrent_puts_into_one_chunk_merge(side, sides):
+    jobs = [job for each in sides for job in put(each, 5)]
+    for each in sides:
+        each.commit()
+    assert sorted(waiting(side)) == sorted(job._p_oid for job in jobs)
+
+
+def test_a_put_merges_with_a_claim_of_all_there_was(side, sides):
+    slow, claimer, other = sides
+    early = put(other, 3)
+    other.commit()
+    for each in (slow, claimer):
+        each.begin()
+    late = put(slow)
+    assert len(claimer.claim(5)) == len(early)
+    claimer.commit()
+    slow.commit()
+    assert waiting(side) == [late[0]._p_oid]
+
+
+def test_a_transaction_may_stay_open_while_chunks_fill_and_are_emptied(side, sides):
+    slow, producer, claimer = sides
+    late = put(slow)
+    for _ in range(3):
+        producer.begin()
+        put(producer, CHUNK_ENTRIES)
+        producer.commit()
+        claimer.begin()
+        claimer.claim(2 * CHUNK_ENTRIES)
+        claimer.commit()
+    slow.commit()
+    assert waiting(side) == [late[0]._p_oid]
+
+
+def test_two_claims_of_one_job_conflict(sides):
+    first, second, producer = sides
+    (job,) = put(producer)
+    producer.commit()
+    for each in (first, second):
+        assert each.agent is not None
+        each.commit()
+    assert [each.claim()[0].oid for each in (first, second)] == [job._p_oid] * 2
+    first.commit()
+    with pytest.raises(ConflictError):
+        second.commit()
+    second.abort()
+    assert second.claim() == []
+
+
+def test_claims_of_different_jobs_in_one_chunk_merge(side, sides):
+    first, second, producer = sides
+    jobs = put(producer, 2)
+    jobs[1].channel = 'other'
+    producer.commit()
+    for each, channel in ((first, ''), (second, 'other')):
+        each.begin()
+        each.agent.channels = [channel]
+        each.commit()
+        each.begin()
+    claims = [each.claim(5)[0].oid for each in (first, second)]
+    assert claims == [job._p_oid for job in jobs]
+    first.commit()
+    second.commit()
+    assert waiting(side) == []
+
+
+def test_removal_of_a_job_conflicts_with_its_claim(sides):
+    app, claimer, producer = sides
+    (job,) = put(producer)
+    producer.commit()
+    for each in (app, claimer):
+        each.begin()
+    app.queue.remove(app.twin(job))
+    claimer.claim()
+    claimer.commit()
+    with pytest.raises(ConflictError):
+        app.commit()
+
+
+# Chunks ------------------------------------------------------------------------------------
+
+
+def test_a_full_chunk_is_followed_by_a_new_one(side, queue, one_lane):
+    put(side, 2 * CHUNK_ENTRIES + 1)
+    sizes = [size_of(chunk) for chunk in chunks_of(queue).values()]
+    assert sizes == [CHUNK_ENTRIES, CHUNK_ENTRIES, 1]
+    assert len(queue) == 2 * CHUNK_ENTRIES + 1
+
+
+def test_two_producers_may_open_a_chunk_each(side, sides, turned):
+    first, second, _ = sides
+    put(first, CHUNK_ENTRIES)
+    first.commit()
+    for each in (first, second):
+        each.begin()
+        turned.advance(0.001)  # two of one microsecond would conflict, and one put again
+        put(each)
+    first.commit()
+    second.commit()
+    assert len(waiting(side)) == CHUNK_ENTRIES + 2
+
+
+def emptied(side, turned):
+    """Fill a chunk, open the next one, claim everything, and wait until the first is out of use."""
+    put(side, CHUNK_ENTRIES + 2)
+    side.commit()
+    side.claim(2 * CHUNK_ENTRIES)
+    turned.advance(LINGER_SECONDS + 1)
+    assert side.queue.intake.prune(turned.micros()) == 1
+    side.commit()
+
+
+def test_an_empty_chunk_goes_when_it_has_a_successor(side, queue, one_lane, turned):
+    put(side, CHUNK_ENTRIES + 1)
+    (old, new) = chunks_of(queue).values()
+    side.commit()
+    intake, now = queue.intake, turned.micros
+    turned.advance(LINGER_SECONDS + 1)
+    assert intake.prune(now()) == 0  # not empty
+    side.claim(2 * CHUNK_ENTRIES)
+    turned.now -= 2_000_000
+    assert intake.prune(now()) == 0  # not for long enough
+    turned.now += 2_000_000
+    assert intake.prune(now()) == 1
+    assert list(chunks_of(queue).values()) == [new]
+    assert (size_of(old), len(old)) == (0, 1)  # it still merges
+    turned.advance(GRACE_SECONDS + 1)
+    assert intake.prune(now()) == 1
+    assert len(old) == 0  # closed: without its sentinel
+    assert intake.prune(now()) == 0  # never the newest
+
+
+def test_a_put_into_a_chunk_that_went_meanwhile_is_found(sides, turned):
+    slow, dispatcher, _ = sides
+    late = put(slow)
+    dispatcher.begin()
+    emptied(dispatcher, turned)
+    slow.commit()
+    dispatcher.begin()
+    intake = dispatcher.queue.intake
+    assert [oid for _, oid, _ in intake.entries(late=True)] == [late[0].oid]
+    turned.advance(GRACE_SECONDS + 1)
+    assert intake.prune(turned.micros()) == 0  # it is not closed before that is taken
+    assert intake.remove(late[0].oid)
+    assert intake.prune(turned.micros()) == 1
+
+
+def test_a_chunk_that_was_closed_conflicts_and_loses_nothing(sides, turned):
+    slow, dispatcher, _ = sides
+    put(slow)
+    dispatcher.begin()
+    emptied(dispatcher, turned)
+    turned.advance(GRACE_SECONDS + 1)
+    assert dispatcher.queue.intake.prune(turned.micros()) == 1
+    dispatcher.commit()
+    with pytest.raises(ConflictError):
+        slow.commit()
+    slow.abort()
+    (again,) = put(slow)
+    slow.commit()
+    assert waiting(dispatcher) == [again._p_oid]
+
+
+# Counting and finding ----------------------------------------------------------------------
+
+
+def test_the_count_of_very_many_chunks_is_extrapolated(side, queue, one_lane, monkeypatch):
+    put(side, 5 * CHUNK_ENTRIES)
+    assert len(queue) == 5 * CHUNK_ENTRIES
+    monkeypatch.setattr('zodbjobs.model.intake.COUNTED_CHUNKS', 4)  # the fourth lane is ours
+    put(side, 5 * CHUNK_ENTRIES)
+    lanes = LANES - 1
+    assert len(queue) == CHUNK_ENTRIES * (lanes + 10) // 4
+
+
+def test_an_entry_is_found_in_any_chunk(side, queue, one_lane):
+    jobs = put(side, 2 * CHUNK_ENTRIES + 1)
+    for job in (jobs[0], jobs[CHUNK_ENTRIES], jobs[-1]):
+        assert queue.intake.remove(job.oid)
+        assert not queue.intake.remove(job.oid)
+    assert len(queue) == len(jobs) - 3
+
+
+def test_no_more_entries_are_read_than_asked_for(side, queue, one_lane):
+    put(side, CHUNK_ENTRIES + 10)
+    assert len(list(queue.intake.entries(CHUNK_ENTRIES + 1))) == CHUNK_ENTRIES + 1
+    assert len(list(queue.intake.entries(5))) == 5
+
+
+def test_dispatchers_may_read_lanes_of_their_own(side, queue, monkeypatch):
+    for lane in (0, 5):
+        monkeypatch.setattr('zodbjobs.model.intake.lane_number', lambda jar, lane=lane: lane)
+        put(side)
+    first, second = (job.oid for job in queue)
+    lanes = [[0, 1], [5], [1, 2], [5, 0]]
+    found = [[oid for _, oid, _ in queue.intake.entries(lanes=each)] for each in lanes]
+    assert found == [[first], [second], [], [second, first]]
+
+
+def test_a_connection_has_one_lane(house):
+    sides = [house.side() for _ in range(20)]
+    lanes = [lane_number(each.connection) for each in sides]
+    assert lanes == [lane_number(each.connection) for each in sides]
+    assert len(set(lanes)) > 1
+    assert set(lanes) <= set(range(LANES))
+
+
+def test_what_is_watched_changes_with_a_put(house, side, queue, one_lane):
+    """Whoever waits for one of these to change hears of every put, into a new chunk too."""
+    watched = queue.intake.oids()
+    other = house.side()
+    for _ in range(2):
+        other.begin()
+        put(other, CHUNK_ENTRIES)
+        other.commit()
+        last = other.connection.db().lastTransaction()
+        assert changes(house.db.storage, last) & watched
+        side.begin()
+        watched = queue.intake.oids()
+
+
+def changes(storage, tid):
+    with contextlib.closing(storage.iterator(tid)) as transactions:
+        return {record.oid for transaction in transactions for record in transaction}
+
+
+def test_a_bucket_keeps_its_sentinel():
+    bucket = new_bucket()
+    bucket[5] = 'five'
+    assert (entries_of(bucket), size_of(bucket)) == ([(5, 'five')], 1)
+    del bucket[5]
+    assert (entries_of(bucket), size_of(bucket), list(bucket)) == ([], 0, [SENTINEL])
+    bucket.clear()
+    assert size_of(bucket) == 0
