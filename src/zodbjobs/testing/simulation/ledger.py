@@ -63,6 +63,8 @@ class Ledger:
         self.runs = {}  # number of a run -> Run, while it lasts
         self.run_counts = collections.Counter()  # number -> runs of its body
         self.committed_at = {}  # oid of a job -> tid of the latest commit of its record
+        self.tokens = {}  # oid of a job -> its token
+        self.former_tokens = {}  # the same before the latest commit, where that wrote the job
         self.held_entries = {}  # (agent's oid, job's oid, token) -> number: the running lists
         self.seen_end = {}  # number -> its outcome once it was completed
         self.touched = set()  # numbers of jobs that an operator touched
@@ -102,6 +104,11 @@ class Ledger:
     def _check_begin(self, mark, job, given):
         number, errand = mark.number, mark.errand
         self.play.say(f'{number} begins')
+        assignment = self.play.stage.current.assignment
+        self.claim(
+            assignment.oid != job._p_oid or assignment.token == job._token,
+            'none but its own', '{} begins where it is out of date', number,
+        )  # fmt: skip
         self.claim(
             errand.get('policy') != 'never' or self.run_counts[number] == 1 or
             number in self.touched,
@@ -164,6 +171,7 @@ class Ledger:
     def look(self, commit):
         """See what `commit` has written, and check."""
         self.manager.begin()
+        self.former_tokens = {}
         touched = []
         for oid in commit.oids:
             thing = self.connection.get(oid)
@@ -171,16 +179,33 @@ class Ledger:
                 self._learn(thing)
             elif isinstance(thing, Job):
                 self.committed_at[oid] = commit.tid
+                self.former_tokens[oid] = self.tokens.get(oid)
+                self.tokens[oid] = thing._token
             number = self.by_oid.get(oid)
             if number is not None and number not in touched:
                 touched.append(number)
         if self.play.is_told:
             self._tell(commit, touched)
+        if touched:
+            self._check_author(commit)
         for number in touched:
             self._check_mark(self.marks[number])
         if KEY in self.connection.root():
             self._check_lists(commit)
             self._check_entries()
+
+    def _check_author(self, commit):
+        """Whose job went to another worker, or back to the queue, commits no work any more."""
+        assignment = None if commit.actor is None else commit.actor.assignment
+        if assignment is None:
+            return
+        oid = assignment.oid
+        token = self.former_tokens.get(oid, self.tokens.get(oid))
+        self.claim(
+            token == assignment.token,
+            'who lost a job commits nothing', '{} commits for {}', commit.actor,
+            self.by_oid.get(oid),
+        )  # fmt: skip
 
     def _learn(self, mark):
         self.marks[mark.number] = mark

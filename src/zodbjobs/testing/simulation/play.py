@@ -29,6 +29,9 @@ from zodbjobs.testing.simulation.stage import Stage
 from zodbjobs.testing.simulation.steps import Steps
 from zodbjobs.testing.simulation.storage import CONFLICT, MemoryStorage, PlannedError, Server
 
+#: What agents take while it goes on, in a run with channels; in the end all take all.
+AGENT_CHANNELS = {'A': ('', 'a'), 'B': ('', 'b'), 'C': ('a', 'b'), 'D': None}
+
 #: 2026-07-01 12:00 UTC
 START = 1_782_907_200 * clock.SECOND
 
@@ -217,7 +220,10 @@ class Play:
             for quota, size in errands.QUOTAS.items():
                 queue.quotas.create(quota, size)
             for each in self.names:
-                queue.dispatchers.register(self.uuids[each])['main'] = Agent(size=self.agent_size)
+                agent = Agent(size=self.agent_size)
+                if 'channels' in self.traits:  # then not all see the same jobs
+                    agent.channels = AGENT_CHANNELS[each]
+                queue.dispatchers.register(self.uuids[each])['main'] = agent
         manager.commit()
         connection.close()
         self._see_commits()
@@ -390,15 +396,11 @@ class Play:
         """Cancel what is held, as others may wait for it."""
         if not any(queue.held for queue in self.ledger.queues.values()):
             return
-        manager = transaction.TransactionManager()
-        connection = self.client.db.open(manager)
-        manager.begin()
-        for queue in connection.root()[KEY].values():
-            for job in list(queue.held.values()):
-                self.ledger.touched.add(self.ledger.by_oid[job._p_oid])
-                job.cancel()
-        manager.commit()
-        connection.close()
+        with self.client.db.transaction() as connection:
+            for queue in connection.root()[KEY].values():
+                for job in list(queue.held.values()):
+                    self.ledger.touched.add(self.ledger.by_oid[job._p_oid])
+                    job.cancel()
         self._see_commits()
 
     def _calm_down(self):
@@ -409,6 +411,15 @@ class Play:
             if process.line.is_cut:
                 process.line.mend()
             process.line.deliver()
+        if 'channels' in self.traits:
+            self._open_channels()
+
+    def _open_channels(self):
+        with self.client.db.transaction() as connection:
+            for queue in connection.root()[KEY].values():
+                for record in queue.dispatchers.values():
+                    record['main'].channels = None
+        self._see_commits()
 
     def _let_one_serve(self):
         if not self.serving():

@@ -319,6 +319,7 @@ class TurnWorker(Worker):
         super().__init__(pool)
         self.process = pool.dispatcher.process
         self.thread = self.process.stage.current
+        self.thread.worker = self
 
     def pause(self, seconds):
         self.process.sleep(seconds, self.pool.stopping.is_set, 'pause')

@@ -80,6 +80,7 @@ class Actor:
         self.is_killed = False
         self.has_ended = False
         self.wakes_at = None  # virtual microseconds, if it waits for that
+        self.worker = None  # the pool's Worker that this thread stands for, if any
         self._target = target
         self._ready = None
         self._turn = _closed_gate()
@@ -88,6 +89,11 @@ class Actor:
     def is_runnable(self):
         """Whether it could go on now."""
         return not self.process.is_paused and (self._ready is None or self._ready())
+
+    @property
+    def assignment(self):
+        """What it works on (an Assignment), or None."""
+        return None if self.worker is None else self.worker.assignment
 
     def is_alive(self):
         """As threads have it."""
