@@ -148,11 +148,13 @@ def lasting(value):
         return tuple(lasting(each) for each in value)
     if type(value) is dict:
         return {key: lasting(each) for key, each in value.items()}
+    trial = _Trial(io.BytesIO(), [])
     try:
-        trial_pickle(value)
+        trial.dump(value)
     except Exception:  # noqa: BLE001 - whatever the pickler raises
-        return Gone(repr(value))
-    return value
+        if trial.met_gone:
+            return Gone(repr(value))
+    return value  # what cannot be stored for another reason shall be heard of at the commit
 
 
 def refuse_broken(*things):
@@ -196,9 +198,12 @@ class _Trial(pickle.Pickler):
     def __init__(self, file, met):
         super().__init__(file, PROTOCOL)
         self.met = met
+        self.met_gone = False
 
     def persistent_id(self, obj):
-        if isinstance(obj, Persistent):
+        if isinstance(obj, type):
+            self.met_gone |= issubclass(obj, Broken)
+        elif isinstance(obj, Persistent):
             self.met.append(obj)
             return b'persistent'
         if isinstance(obj, WeakRef):
