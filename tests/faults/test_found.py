@@ -77,6 +77,25 @@ def test_a_callback_is_done_once_although_two_workers_come_to_it(play, turns):
     play.end()
 
 
+@pytest.mark.parametrize('turns', range(1, 8))
+def test_a_job_that_was_lost_after_a_conflict_does_not_begin_again(play, turns):
+    """Nor does it end there, when an operator holds it meanwhile."""
+    play.traits.add('burials')
+    play.put('p', {'script': (('pause',),)})
+    play.run_some(reactor(play, 'A'))
+    play.holder('A').line.faults.append([1, CONFLICT])
+    play.run_some(worker(play, 'A'), turns)
+    mark = play.ledger.marks['p']
+    if not mark.effect_count():
+        play.run_some(play.bury('A'))
+        play.run_some(
+            play.spawn_client('operator', lambda c: c.get(mark.job._p_oid).hold() or True)
+        )
+        play.run_some(worker(play, 'A'))
+        assert mark.job.status == 'held'
+    play.end()
+
+
 def test_a_poll_that_conflicts_is_not_made_again_without_a_pause(play):
     """All its attempts at the present instant fail, as something else is committed each time."""
     line = play.holder('A').line

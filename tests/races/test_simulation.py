@@ -218,3 +218,16 @@ class TestScenes:
         play.run_some(worker)
         assert play.ledger.marks['p'].job.status == 'held'
         play.end()
+
+    def test_a_callback_runs_when_its_job_is_lost(self, play):
+        """What the callback has written is not committed."""
+        play.put('p', {'script': (), 'callbacks': ({'script': (('pause',),), 'on': 'any'},)})
+        reactor = play.holder('A').actors()[0]
+        play.run_some(reactor)
+        worker = next(actor for actor in play.holder('A').actors() if actor is not reactor)
+        while not play.ledger.run_count('p.c0'):
+            play.run_some(worker, 1)
+        play.run_some(play.bury('A'))
+        play.run_some(worker)
+        assert not play.ledger.marks['p.c0'].effect_count()
+        play.end()

@@ -282,6 +282,7 @@ class Attempt:
     def _current(self, begin):
         """The job in the present transaction, marked as begun."""
         job = self.connection.get(self.oid)
+        self._still_ours(job)
         if begin:
             job.begun(self.started, self.worker.agent_oid)
         return job
