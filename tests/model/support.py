@@ -144,6 +144,14 @@ class Side:
         assignment = Assignment(job._p_oid, token, '', 'main', job.quota_names)
         self.retire(self.work(assignment, result))
 
+    def run_report(self, job):
+        """Write down that a claimed job had ended already: it was cancelled, or it expired."""
+        token, *_ = self.agent.running[job.oid]
+        assignment = Assignment(job._p_oid, token, '', 'main', ())
+        failed = job.outcome != 'success'
+        ttl = job._result_ttl
+        self.retire(attempt.Report(assignment, attempt.FINISHED, failed, ttl, job.id))
+
     def close(self):
         self.abort()
         self.connection.close()

@@ -169,6 +169,9 @@ class RetryPolicy:
             backoff = tuple(backoff)
             if not backoff:
                 raise ValueError('backoff has no seconds: give 0 to run again at once')
+            for seconds in backoff:
+                if not isinstance(seconds, (int, float)):
+                    raise TypeError(f'backoff is made of seconds, not {seconds!r}')
         self.retries = retries
         self.backoff = backoff
         self.on_exhausted = on_exhausted
