@@ -343,7 +343,7 @@ def test_a_kind_of_job_that_vanished_harms_nobody(house, side, queue, vanishing,
         work,
         Adder,
     ],
-    ids=repr,
+    ids=lambda value: type(value).__name__,
 )
 def test_what_can_be_stored_comes_back(house, side, queue, value):
     job = queue.put(Job(work, value, key=value))

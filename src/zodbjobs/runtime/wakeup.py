@@ -203,7 +203,7 @@ class _ZEOExchange(_Exchange):
             # It stays when the last listener goes, and then does only that.
             if db not in self._forwarded:
                 self._forwarded.add(db)
-                db.storage.registerDB(_Forwarder(db._mvcc_storage, self, storages.base(db)))
+                db.storage.registerDB(_Forwarder(db._mvcc_storage, self))
 
     def changed(self, oids):
         for listener in self.listeners:
@@ -215,10 +215,9 @@ class _ZEOExchange(_Exchange):
 class _Forwarder:
     """Stands between a ZEO client and the database's adapter; called in the I/O thread of ZEO."""
 
-    def __init__(self, adapter, exchange, client):
+    def __init__(self, adapter, exchange):
         self._adapter = adapter
         self._exchange = exchange
-        self._client = client
         self.references = adapter.references
         self.transform_record_data = adapter.transform_record_data
         self.untransform_record_data = adapter.untransform_record_data
@@ -231,8 +230,6 @@ class _Forwarder:
     def invalidateCache(self):
         """The client was connected (again): anything may have happened."""
         self._adapter.invalidateCache()
-        # A server that was restarted gives out again what it had given in advance
-        del getattr(self._client, '_oids', [])[:]
         self._exchange.ring_all()
 
 
