@@ -185,7 +185,7 @@ class TestScenes:
     @pytest.fixture
     def play(self):
         """A scene with the dispatchers A and B."""
-        play = Play(seed=0, steps=0, traits={'stops', 'burials'})
+        play = Play(seed=0, steps=0, traits={'stops', 'burials', 'channels'})
         with play.set_up():
             for actor in play.stage.runnable():
                 play.run_some(actor)
@@ -230,4 +230,17 @@ class TestScenes:
         play.run_some(play.bury('A'))
         play.run_some(worker)
         assert not play.ledger.marks['p.c0'].effect_count()
+        play.end()
+
+    def test_two_claim_the_last_place_of_a_quota_for_different_jobs(self, play):
+        """A takes jobs of channel a, B of channel b; one of them has to look again."""
+        for number in 'ab':
+            wishes = {'quota_names': ('one',), 'channel': number}
+            play.put(number, {'script': (('sleep', 1),), 'wishes': wishes})
+        slow, fast = (play.holder(name).actors()[0] for name in 'AB')
+        while slow.where != 'commit':
+            play.run_some(slow, 1)
+        play.run_some(fast)
+        play.run_some(slow)
+        assert [play.ledger.marks[number].job.status for number in 'ab'] == ['pending', 'active']
         play.end()
