@@ -136,11 +136,18 @@ class Round:
         Returns the Assignments.  A job that must run at most once is claimed
         for a free thread only.
         """
-        if agent.chooser is not None:
-            return self._choose(agent, room)
-        taken, oids = [], set()
+        if agent.chooser is None:
+            return self._pick(agent, room, ahead)
+        # What only has its callbacks to tell is nothing to choose.
+        found = self._pick(agent, room, 0, last_priority=URGENT)
+        return found + self._choose(agent, room - len(found))
+
+    def _pick(self, agent, room, ahead, last_priority=1 << 40):
+        taken, stale, oids = [], [], set()
         looked = 0
         for token, place, group, job in self._candidates(agent):
+            if group[PRIORITY] > last_priority:
+                break
             if len(taken) >= room and (group[ONCE] or len(taken) >= room + ahead):
                 if len(taken) >= room + ahead:
                     break
@@ -153,12 +160,25 @@ class Round:
                 looked += 1
                 if looked > FILTER_LIMIT:
                     break
+                if was_withdrawn(job, token):
+                    stale.append((token, place, group, job))
+                    continue
                 if not self._accepts(agent.filter, job):
                     continue
             taken.append((token, place, group, job))
             oids.add(job._p_oid)
             self._occupy(group, token, job)
+        for item in stale:
+            self._discard(*item)
         return [self._hand_out(agent, item, i >= room) for i, item in enumerate(taken)]
+
+    def _discard(self, token, place, group, job):
+        """Take a filing that was withdrawn away: a filter need not look at it again."""
+        if isinstance(place, int):  # in a lane there is none
+            self.ready.take(group, place)
+            self._count(group, -1)
+            self.ready.dropped.change(-1)
+            self.touched = True
 
     def _is_hindered(self, agent, token, job):
         """Whether the agent lists another filing of the job: one of the two is stale.
@@ -332,6 +352,11 @@ class Round:
 def is_current(job, token):
     """Whether `token` is that of the job's latest filing; not for a job whose class is gone."""
     return getattr(job, '_token', None) == token
+
+
+def was_withdrawn(job, token):
+    """Whether a filing counts no more; not for a job whose class is gone: a worker says so."""
+    return getattr(job, '_token', token) != token
 
 
 class _Anybody:
