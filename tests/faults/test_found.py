@@ -151,6 +151,23 @@ class TestTwoProcessesFileInTheSameMicrosecond:
         play.end()
 
 
+@pytest.mark.parametrize('turns', range(1, 8))
+def test_a_lost_connection_between_a_job_and_its_callbacks_is_waited_out(play, turns):
+    """The job's record is in the worker's cache, those of the callbacks are not."""
+    callbacks = tuple({'script': (), 'on': 'any'} for _ in range(3))
+    play.put('p', {'script': (('later', 1),), 'callbacks': callbacks})
+    play.run_some(reactor(play, 'A'))
+    thread, line = worker(play, 'A'), play.holder('A').line
+    play.run_some(thread)
+    play.pass_time(1)
+    play.run_some(thread, turns)
+    line.cut()
+    play.run_some(thread)
+    line.mend()
+    play.end()
+    assert play.ledger.marks['p'].job.interruptions == 0
+
+
 class TestALostConnectionShows:
     """BTrees answers to len() of a bucket that cannot be loaded with a SystemError, or worse."""
 

@@ -128,7 +128,7 @@ class Attempt:
         return self._reported(self._make)
 
     def _make(self):
-        if self.admit(self.load()) == RUN:
+        if self._until_it_holds('begin', lambda: self.admit(self.load())) == RUN:
             self.perform(self.call)
         self.tell()
         return self.finish()
@@ -248,9 +248,10 @@ class Attempt:
                 error = raised
                 failure = Failure(error)
                 self._abort()
-            if self._has_held(error):
+            if self._until_it_holds('look after', functools.partial(self._has_held, error)):
                 return None
-            decision, failure = self.decide(error, failure)
+            decide = functools.partial(self.decide, error, failure)
+            decision, failure = self._until_it_holds('decide on', decide)
             if decision.kind == AGAIN:
                 self.conflicts += 1
                 self.worker.statistics.conflicted(self.assignment.job_id)
@@ -387,7 +388,7 @@ class Attempt:
     def tell(self):
         """Run the callbacks, one after the other, each in transactions of its own."""
         while True:
-            callback = self.load().untold()
+            callback = self._until_it_holds('tell of', lambda: self.load().untold())
             if callback is None:
                 self._abort()
                 return

@@ -16,7 +16,7 @@ from zodbjobs import status
 from zodbjobs.interfaces import KEY
 from zodbjobs.model.compose import Composite
 from zodbjobs.model.failure import is_failure
-from zodbjobs.model.intake import entries_of, size_of
+from zodbjobs.model.intake import entries_of
 from zodbjobs.model.job import WAITS_FOR_JOB, Job
 from zodbjobs.testing.simulation.errands import QUOTAS, Mark
 from zodbjobs.testing.simulation.process import Process
@@ -396,14 +396,19 @@ class Ledger:
             for number, mark in self.marks.items()
             if not self._is_over(mark)
         ]
+        living = {process.uuid for process in self.play.serving()}
         for queue, record, agent in self.agents():
-            for name, bucket in (('running', agent.running), ('waiting', agent.waiting)):
-                if size_of(bucket):
-                    jobs = [
-                        self._number_of(entry[1] if name == 'running' else entry)
-                        for _, entry in entries_of(bucket)
-                    ]
-                    found.append(f'{name} of {record.UUID} in {queue.name!r}: {jobs}')
+            lists = {'running': [entry[1] for _, entry in entries_of(agent.running)]}
+            # Where only a lease could tell, nobody looks after the list of one who went idle.
+            lists['waiting'] = [
+                job
+                for _, job in entries_of(agent.waiting)
+                if record.UUID in living or job.is_unfinished()
+            ]
+            for name, jobs in lists.items():
+                if jobs:
+                    numbers = ' '.join(map(self._number_of, jobs))
+                    found.append(f'{name} of {record.UUID} in {queue.name!r}: {numbers}')
         for queue in self.queues.values():
             found += self._leftovers(queue)
         for process in self.play.serving():

@@ -9,7 +9,7 @@ Runs in the director's thread; what it spawns runs in actors of the client.
 import random
 
 from zodbjobs import clock
-from zodbjobs.interfaces import KEY, BadStatusError
+from zodbjobs.interfaces import KEY, BadStatusError, DuplicateJobError
 from zodbjobs.testing.simulation import errands
 from zodbjobs.testing.simulation.storage import KINDS
 
@@ -209,7 +209,7 @@ class Steps:
         def touch(connection):
             try:
                 DEEDS[deed](connection.get(oid))
-            except (BadStatusError, LookupError):
+            except (BadStatusError, DuplicateJobError, LookupError):
                 return False
             return True
 

@@ -133,6 +133,7 @@ class Client:
     def cut(self):
         """The line to the server breaks: reading and writing raise from now on."""
         self.is_cut = True
+        self.process.met(DISCONNECTED)
 
     def mend(self):
         """The line is there again; what is in the caches is not trusted."""
