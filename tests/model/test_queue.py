@@ -209,6 +209,30 @@ def test_who_was_sorted_while_the_other_job_was_taken_out_is_not_forgotten(house
     assert side.claimed_jobs(3) == [early, late]
 
 
+@pytest.mark.parametrize('is_first', [True, False])
+def test_who_was_sorted_while_the_other_job_ended_is_not_forgotten(house, side, queue, is_first):
+    """The dispatcher that makes a job wait has read the other one as current."""
+    first = queue.put(work)
+    if is_first:
+        queue.put(work, after=[first])
+    side.commit()
+    side.claim(1)
+    waits = queue.put(work, after=[first])
+    side.commit()
+    dispatcher = house.side()
+    assert dispatcher.agent is not None
+    dispatcher.commit()
+    dispatcher.begin()
+    sorted_without_claim(dispatcher)
+    side.begin()
+    side.run(first)
+    side.commit()
+    with pytest.raises(ConflictError):
+        dispatcher.commit()
+    dispatcher.abort()
+    assert waits._p_oid in [assignment.oid for assignment in dispatcher.claim(2)]
+
+
 def test_who_waits_for_a_job_that_is_gone_is_woken(house, side, queue):
     first, waits = queue.put(work), queue.put(work)
     side.commit()
