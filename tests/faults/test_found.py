@@ -96,6 +96,20 @@ def test_a_job_that_was_lost_after_a_conflict_does_not_begin_again(play, turns):
     play.end()
 
 
+def test_what_was_claimed_after_a_burial_is_found_by_the_next_life(play):
+    """The burial and the claim overlap, the dispatcher dies, and starts again at once."""
+    play.traits.add('burials')
+    play.holder('B').crash()
+    play.put('p', {'script': ()})
+    undertaker = play.bury('A')
+    run_until(play, undertaker, lambda: undertaker.where == 'commit')
+    play.run_some(reactor(play, 'A'))
+    play.run_some(undertaker)
+    play.holder('A').crash()
+    play.start('A')
+    play.end()
+
+
 def test_a_poll_that_conflicts_is_not_made_again_without_a_pause(play):
     """All its attempts at the present instant fail, as something else is committed each time."""
     line = play.holder('A').line

@@ -93,6 +93,7 @@ class DispatcherAgents(_Mapping):
     def activate(self, host=None, pid=None):
         if self.activated is not None:
             raise ValueError(f'{self!r} is activated already, since {self.activated}')
+        self.emptied()  # an earlier life may have claimed after it was buried
         self.activated = clock.now()
         self.dead = False
         self.host, self.pid = host, pid

@@ -106,7 +106,9 @@ class Ledger:
         self.play.say(f'{number} begins')
         assignment = self.play.stage.current.assignment
         self.claim(
-            assignment.oid != job._p_oid or assignment.token == job._token,
+            assignment is None  # the operator has cancelled a job that is in no queue
+            or assignment.oid != job._p_oid
+            or assignment.token == job._token,
             'none but its own', '{} begins where it is out of date', number,
         )  # fmt: skip
         self.claim(
