@@ -1455,7 +1455,7 @@ class TestLife:
         layer.reactor.wait_for(job)
         assert job.outcome == 'success' and layer.root['log'] == 1
         assert job.attempts == 1
-        assert layer.dispatcher._flight == {}
+        assert layer.reactor.settle(5, until=lambda: not layer.dispatcher._flight)
         gate.clear()
         jobs = [layer.queue.put(Job(wait, i)) for i in range(3)]
         transaction.commit()
