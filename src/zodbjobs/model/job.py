@@ -12,7 +12,6 @@ transaction; nothing here commits.
 """
 
 import contextlib
-import datetime
 import functools
 
 from BTrees.OOBTree import OOBTree
@@ -43,15 +42,8 @@ from zodbjobs.model.call import (
 from zodbjobs.model.failure import Failure, is_failure
 from zodbjobs.model.notes import Annotations
 from zodbjobs.model.ready import TIE_MASK
-from zodbjobs.model.record import JobRecord
-from zodbjobs.model.wishes import (
-    check_factory,
-    checked_channel,
-    checked_level,
-    checked_limit,
-    checked_priority,
-    checked_span,
-)
+from zodbjobs.model.wished import WishedJob
+from zodbjobs.model.wishes import check_factory
 
 #: What an ACTIVE job without a thread waits for.
 WAITS_FOR_JOB = 'job'
@@ -59,7 +51,7 @@ WAITS_FOR_DEFERRED = 'deferred'
 
 
 @implementer(IJob)
-class Job(JobRecord):
+class Job(WishedJob):
     """See IJob.
 
     ``Job(callable, *args, **kwargs)``; arguments given when it is called come
@@ -146,95 +138,9 @@ class Job(JobRecord):
         except KeyError:  # a POSKeyError: the queue or the agent was removed
             return None
 
-    # settings that decide its place
-
-    @property
-    def begin_after(self):
-        return clock.datetime_of(self._due)
-
-    @begin_after.setter
-    def begin_after(self, moment):
-        self._place(_due=None if moment is None else clock.micros_of(moment))
-
-    @property
-    def begin_by(self):
-        return None if self._begin_by is None else datetime.timedelta(microseconds=self._begin_by)
-
-    @begin_by.setter
-    def begin_by(self, span):
-        self._place(_begin_by=checked_span(span, 'begin_by'))
-
-    @property
-    def priority(self):
-        return self._priority
-
-    @priority.setter
-    def priority(self, priority):
-        self._place(_priority=checked_priority(priority))
-
-    @property
-    def channel(self):
-        return self._channel
-
-    @channel.setter
-    def channel(self, channel):
-        self._place(_channel=checked_channel(channel))
-
-    @property
-    def quota_names(self):
-        return self._quota_names
-
-    @quota_names.setter
-    def quota_names(self, names):
-        queue = self.queue if self._status != status.NEW else None
-        if isinstance(names, (str, bytes)):
-            raise TypeError(f'quota_names is a sequence of names: use ({names!r},)')
-        names = tuple(names)
-        self._place(_quota_names=names if queue is None else queue.quotas.check(names))
-
-    def _place(self, **changes):
-        """Set what decides the place of a job, and file it anew if it waits."""
-        self._must_be(f'change {next(iter(changes))[1:]} of', status.NEW, status.PENDING)
-        waits = self._status == status.PENDING
-        queue = self.queue
-        for name, value in changes.items():
-            setattr(self, name, value)
-        if waits:
-            if self._due is None:
-                self._due = clock.micros()
-            queue.refile(self, keep='_due' not in changes)
-
-    @property
-    def failure_log_level(self):
-        return self._failure_log_level
-
-    @failure_log_level.setter
-    def failure_log_level(self, level):
-        self._failure_log_level = checked_level(level)
-
-    @property
-    def time_limit(self):
-        if self._time_limit is None:
-            return None
-        return tuple(datetime.timedelta(microseconds=limit) for limit in self._time_limit)
-
-    @time_limit.setter
-    def time_limit(self, limit):
-        self._must_be('change the time limit of', status.NEW, status.PENDING)
-        self._time_limit = checked_limit(limit)
-
     @property
     def stop_requested(self):
         return local.is_asked_to_stop(self)
-
-    @property
-    def retry_policy_factory(self):
-        return self._retry_policy_factory
-
-    @retry_policy_factory.setter
-    def retry_policy_factory(self, factory):
-        check_factory(factory, self._p_jar)
-        self._retry_policy_factory = factory
 
     def getRetryPolicy(self):
         if self._policy is None:
@@ -313,13 +219,6 @@ class Job(JobRecord):
             if stands == status.NEW or outcome not in (None, 'success'):
                 return other
         return None
-
-    def _must_be(self, deed, *states):
-        now = self.status
-        if now not in states:
-            raise BadStatusError(
-                f'cannot {deed} {self!r}: it is {now}, and it must be {" or ".join(states)}'
-            )
 
     def _move(self, new):
         if not status.may_move(self._status, new):
