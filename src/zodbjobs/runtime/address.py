@@ -23,6 +23,7 @@ import zodburi.datatypes
 from ZODB.POSException import POSError
 
 from zodbjobs.runtime import trouble
+from zodbjobs.runtime.oids import give_ids_once
 
 #: Connections expected at once; more are only warned about, and a dispatcher
 #: with several agents has a thread, hence a connection, for every job.
@@ -72,10 +73,12 @@ def open_database(uri, **db_options):
 def _open(factory, options):
     storage = factory()
     try:
-        return ZODB.DB(storage, **options)
+        db = ZODB.DB(storage, **options)
     except BaseException:
         storage.close()
         raise
+    give_ids_once(db)
+    return db
 
 
 def _split(uri):

@@ -70,8 +70,9 @@ def is_conflict(exc):
 def _is_reused_oid(exc):
     """Whether ZODB met an oid twice.
 
-    A ZEO client keeps oids that it fetched in advance over a restart of the
-    server, which gives some of them out again.  The next try takes others.
+    A ZEO server that was killed gives oids out again (see `zodbjobs.runtime.oids`),
+    also one that another client has for a new object and we have in our cache
+    since it was stored.  The next try takes others.
     """
     return type(exc) is ValueError and exc.args == (_REUSED_OID,)
 

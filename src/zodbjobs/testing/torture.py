@@ -3,23 +3,27 @@
 ``python -m zodbjobs.testing.torture --seconds 600`` (``make torture``) runs
 workers (``zodbjobs run``) on FileStorage, ZEO and PostgreSQL, each for a third
 of the time.  While jobs of every kind come in, it kills workers with SIGKILL,
-stops them with SIGSTOP and lets them go on, asks them to end with SIGTERM, and
-cuts PostgreSQL's connections.  When the time is
-over it lets the work end in peace, and counts in the database:
+stops them with SIGSTOP and lets them go on, asks them to end with SIGTERM,
+kills the ZEO server and starts it again, and cuts PostgreSQL's connections or
+makes it crash and recover.  When the time is over it lets the work end in
+peace, and counts in the database:
 
 * lost: jobs that have not come to an end;
 * doubled: jobs whose effect is there more than once, or more than their part;
 * early: jobs that began before their date;
 * leaked: entries that agents still hold, places in quotas of jobs that ended;
-* longest rescue: from the kill of a worker until its last job was taken up.
+* longest rescue: from the kill of a worker until its last job was taken up;
+* first job: from the start of a worker's process, after a kill, until its first job began.
 
 It runs in the main thread; exit code 0 if lost, doubled, early and leaked are 0.
+What the workers, the servers and this process say is shown if they are not.
 """
 
 import argparse
 import contextlib
 import functools
 import importlib
+import logging
 import os
 import random
 import signal
@@ -44,15 +48,13 @@ from zodbjobs.testing.storages import (
 )
 
 QUOTA = 'one at a time'
-#: In the environment: let the ZEO server be killed, too (see docs/guarantees.rst).
-KILL_ZEO = 'ZODBJOBS_TORTURE_KILLS_ZEO'
-
 WORKERS = 3
 THREADS = 3
 PUT_EVERY_SECONDS = 0.25
 CHAOS_SECONDS = (0.3, 2.0)  # between two blows
 STOPPED_SECONDS = (0.5, 3.0)
 SHOWN_FAULTS = 20
+SHOWN_LINES = 60  # of the log
 PEACE_SECONDS = 30  # for the work to end when the blows have
 FILE_LIFE_SECONDS = (1.0, 3.0)  # of the only worker on a FileStorage
 
@@ -174,10 +176,12 @@ class Workers:
     def __init__(self, uri, count, log):
         self.uri = uri
         self.log = log
-        self.processes = [self._start() for _ in range(count)]
         self.killed = []  # microseconds of each SIGKILL
+        self.started = []  # microseconds of each start
+        self.processes = [self._start() for _ in range(count)]
 
     def _start(self):
+        self.started.append(clock.micros())
         command = [sys.executable, '-m', 'zodbjobs', 'run', self.uri, '--threads', str(THREADS)]
         command += ['--path', __name__, '--grace', '2', '--poll-interval', '2']
         return subprocess.Popen(command, stdout=self.log, stderr=self.log)
@@ -208,21 +212,20 @@ def blow(workers, chance, restart):
     index = chance.randrange(len(workers.processes))
     deed = chance.choice(['kill', 'kill', 'stop', 'term', 'server'])
     if deed == 'server':
-        restart()
-        return 'server restarts'
+        return restart(chance)
     if deed == 'stop':
         process = workers.processes[index]
         process.send_signal(signal.SIGSTOP)
         time.sleep(chance.uniform(*STOPPED_SECONDS))
         process.send_signal(signal.SIGCONT)
-        return 'stops'
+        return 'workers stopped for a while'
     if deed == 'term':
         workers.processes[index].terminate()
         workers.again(index)
-        return 'ends'
+        return 'workers told to end'
     workers.kill(index)
     workers.again(index)
-    return 'kills'
+    return 'workers killed'
 
 
 # One storage ---------------------------------------------------------------------------------
@@ -254,11 +257,12 @@ class ServerProcess:
     def start(self):
         self.process = subprocess.Popen(self._command, stdout=self._log, stderr=self._log)
 
-    def restart(self):
+    def restart(self, chance):
         """Kill it in the middle of whatever it does, and start it again."""
         self.process.kill()
         self.process.wait()
         self.start()
+        return 'servers killed'
 
     def stop(self):
         self.process.terminate()
@@ -271,9 +275,7 @@ def zeo_place(folder, log):
     server = ServerProcess(folder, log)
     try:
         with contextlib.closing(TestDatabase('zeo', server.uri)) as place:
-            # Killing the server is asked for by its own option: ZEO clients keep object
-            # ids that they fetched in advance, and the new server gives them out again.
-            place.restart = server.restart if KILL_ZEO in os.environ else lambda: None
+            place.restart = server.restart
             yield place
     finally:
         server.stop()
@@ -281,9 +283,17 @@ def zeo_place(folder, log):
 
 @contextlib.contextmanager
 def postgres_place(folder, log):
-    """A database on PostgreSQL whose clients' connections `restart` cuts."""
+    """A database on PostgreSQL; `restart` cuts its clients' connections, or lets it crash."""
     with postgres_database(folder) as place:
-        place.restart = lambda: place.server.disconnect(place.name)
+
+        def restart(chance):
+            if chance.random() < 0.5:
+                place.server.disconnect(place.name)
+                return 'times all connections cut'
+            place.server.restart()
+            return 'servers killed'
+
+        place.restart = restart
         yield place
 
 
@@ -313,33 +323,34 @@ def torture_file(folder, seconds, chance, log):
     """One worker after the other on a file; jobs are put between their lives."""
     with file_database(folder) as place:
         prepare(place.db)
-        producer, blows, killed = Producer(chance), {}, []
+        producer, blows, killed, started = Producer(chance), {}, [], []
         end = clock.monotonic() + seconds
         while clock.monotonic() < end:
             producer.put(place.db, 40)
             close_database(place.db)
-            deed = _one_life(place.uri, chance, log, killed)
+            deed = _one_life(place.uri, chance, log, killed, started)
             blows[deed] = blows.get(deed, 0) + 1
             place.reopen()
         close_database(place.db)
         workers = Workers(place.uri, 1, log)
         time.sleep(min(PEACE_SECONDS, 10 + producer.put_count * 0.08))
         workers.end()
-        workers.killed = killed
+        workers.killed, workers.started = killed, started
         place.reopen()
         return Count(place.db, producer, workers, blows)
 
 
-def _one_life(uri, chance, log, killed):
+def _one_life(uri, chance, log, killed, started):
     workers = Workers(uri, 1, log)
+    started += workers.started
     time.sleep(1 + chance.uniform(*FILE_LIFE_SECONDS))
     if chance.random() < 0.75:
         workers.kill(0)
         workers.processes[0].wait()
         killed += workers.killed
-        return 'kills'
+        return 'workers killed'
     workers.end()
-    return 'ends'
+    return 'workers told to end'
 
 
 def _wait_for_peace(db):
@@ -370,6 +381,7 @@ class Count:
             self.interrupted = sum(job.interruptions > 0 for _, job in pairs)
             self.leaked = self._leaks(queue)
             self.rescue_seconds = self._longest_rescue(pairs, workers.killed)
+            self.first_seconds = self._first_jobs(pairs, workers)
             self.faults = [
                 f'{job!r} is {job.status}: effect {effect.count}, told {effect.told}, {job.stats()}'
                 for effect, job in pairs
@@ -406,15 +418,28 @@ class Count:
                     longest = max(longest, job._active_start - before[-1])
         return longest / clock.SECOND
 
+    @staticmethod
+    def _first_jobs(pairs, workers):
+        """Seconds from each start of the only worker, after a kill, to its first job."""
+        if len(workers.processes) > 1:
+            return []  # the others go on meanwhile
+        began = sorted(job._active_start for _, job in pairs if job._active_start)
+        found = []
+        for start in workers.started:
+            if any(moment < start for moment in workers.killed):
+                later = [moment for moment in began if moment > start]
+                found += [(later[0] - start) / clock.SECOND] if later else []
+        return sorted(found)
+
     @property
     def is_good(self):
         return not (self.lost or self.doubled or self.undone or self.early or self.leaked)
 
     def lines(self, kind):
         blows = ', '.join(f'{count} {deed}' for deed, count in sorted(self.blows.items()))
-        yield f'{kind:9} {blows}'
+        yield f'{kind:9} crashes survived {sum(self.blows.values())}: {blows}'
         yield (
-            f'{"":9} done {self.done} ({self.interrupted} of them interrupted,'
+            f'{"":9} jobs done {self.done} ({self.interrupted} of them interrupted,'
             f' {self.parked} parked by NeverRetry)'
         )
         yield (
@@ -422,6 +447,12 @@ class Count:
             f'  early {self.early}  leaked {self.leaked}'
             f'  longest rescue {self.rescue_seconds:.1f} s'
         )
+        if self.first_seconds:
+            median = self.first_seconds[len(self.first_seconds) // 2]
+            yield (
+                f'{"":9} first job after kill and start {median:.1f} s'
+                f' (longest {self.first_seconds[-1]:.1f} s)'
+            )
         yield from self.faults[:SHOWN_FAULTS]
 
 
@@ -455,22 +486,47 @@ def main(argv=None):
     parser.add_argument('--seconds', type=float, default=600, help='in all (default: 600)')
     parser.add_argument('--storage', action='append', choices=sorted(TORTURES))
     parser.add_argument('--seed', type=int, default=None)
-    parser.add_argument('--log', help='a file for what the workers say')
+    parser.add_argument('--log', help='files for what all of them say begin so')
     args = parser.parse_args(argv)
     seed = random.randrange(10**6) if args.seed is None else args.seed
     kinds = args.storage or list(TORTURES)
     print(f'torture with --seed {seed}, {args.seconds:g} s', flush=True)
     good = True
-    with open(args.log or os.devnull, 'w') as log, tempfile.TemporaryDirectory() as folder:
+    with tempfile.TemporaryDirectory() as folder:
         for kind in kinds:
             home = os.path.join(folder, kind)
             os.mkdir(home)
             chance = random.Random(f'{seed} {kind}')
-            count = TORTURES[kind](home, args.seconds / len(kinds), chance, log)
+            path = f'{args.log}.{kind}' if args.log else os.path.join(folder, f'{kind}.log')
+            with logged_to(path) as log:
+                count = TORTURES[kind](home, args.seconds / len(kinds), chance, log)
             print('\n'.join(count.lines(kind)), flush=True)
+            if not count.is_good:
+                show_end(path)
             good &= count.is_good
     print('good' if good else 'BAD')
     return 0 if good else 1
+
+
+@contextlib.contextmanager
+def logged_to(path):
+    """A file for what the processes say; our own loggers, ZEO's for one, write there, too."""
+    with open(path, 'a') as log:
+        ours = logging.StreamHandler(log)
+        ours.setFormatter(logging.Formatter('%(asctime)s torture %(name)s %(message)s'))
+        logging.getLogger().addHandler(ours)
+        try:
+            yield log
+        finally:
+            logging.getLogger().removeHandler(ours)
+
+
+def show_end(path):
+    """Print the last of what was said; all of it is in the files that --log names."""
+    with open(path, errors='replace') as log:
+        lines = log.readlines()
+    print(f'the log has {len(lines)} lines; it ends:')
+    print(''.join(f'    {line}' for line in lines[-SHOWN_LINES:]), end='')
 
 
 if __name__ == '__main__':
