@@ -9,6 +9,7 @@ Installers run in the thread that opened the database, in transactions of their
 own; the threaded dispatcher then lives in a thread of its own.
 """
 
+import contextlib
 import importlib
 import logging
 import signal
@@ -20,7 +21,7 @@ import zope.component.event  # calls the subscribers that ZCML registers
 import zope.event
 from zope.event import notify
 
-from zodbjobs.interfaces import KEY, DispatcherActivated, ObjectAdded
+from zodbjobs.interfaces import KEY, DispatcherActivated, IDatabaseOpenedEvent, ObjectAdded
 from zodbjobs.model.agent import Agent
 from zodbjobs.model.queue import Queue, Queues
 from zodbjobs.runtime import trouble
@@ -31,7 +32,15 @@ log = logging.getLogger('zodbjobs.events')
 ATTEMPTS = 10
 
 
-def _in_transaction(db, deed):
+def opened_events():
+    """The interfaces of the events that say that a database may be served: ours, and Zope's."""
+    events = [IDatabaseOpenedEvent]
+    with contextlib.suppress(ImportError):
+        events.append(importlib.import_module('zope.processlifetime').IDatabaseOpenedWithRoot)
+    return events
+
+
+def in_transaction(db, deed):
     """Do `deed` (called with a connection) and commit it; returns what it returns."""
     for number in range(ATTEMPTS):
         manager = transaction.TransactionManager()
@@ -63,7 +72,7 @@ class QueueInstaller:
         self.db_name = db_name
 
     def __call__(self, event):
-        _in_transaction(event.database, self._install)
+        in_transaction(event.database, self._install)
 
     def _install(self, connection):
         root = connection.root()

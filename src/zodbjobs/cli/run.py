@@ -22,6 +22,7 @@ import uuid
 import transaction
 
 from zodbjobs import Agent, Queue, Queues, configure, subscribers
+from zodbjobs.cli import configured
 from zodbjobs.cli.output import LOG_FORMAT, WRONGLY_ASKED, CommandError, describe, positive
 from zodbjobs.cli.staff import close_database
 from zodbjobs.interfaces import KEY, DatabaseOpened
@@ -46,10 +47,14 @@ def add_arguments(parser):
         zodbjobs run var/Data.fs --path src
         zodbjobs run zeo://localhost:9991 --threads 8
         zodbjobs run postgres://jobs@db.example.org/jobs --queue mail --queue '' --channel slow
+        zodbjobs run --zcml site.zcml zeo://localhost:9991
+        zodbjobs run --zope etc/zope-worker.conf --threads 2
         """,
     )
     add = parser.add_argument
-    add('uri', metavar='URI', help='where the database is')
+    add('uri', metavar='URI', nargs='?', help='where the database is')
+    add('--zcml', metavar='FILE', help='load this configuration before the database is opened')
+    add('--zope', metavar='CONF', help='serve the database of the Zope with this zope.conf')
     add('--queue', action='append', metavar='NAME', help="a queue to serve (default: '')")
     add('--threads', type=positive, metavar='N', default=3, help='jobs at a time (default: 3)')
     add('--channel', action='append', metavar='C', help='take the jobs of this channel only')
@@ -70,32 +75,68 @@ def seconds(text):
 
 def main(args):
     """See `zodbjobs.cli.main`."""
+    if (args.uri is None) == (args.zope is None):
+        raise CommandError('give the URI of a database, or --zope CONF', WRONGLY_ASKED)
     logging.basicConfig(stream=sys.stderr, format=LOG_FORMAT)
     logging.getLogger('zodbjobs').setLevel(logging.INFO)
     for path in args.path or ():
         make_importable(path)
+    if args.zcml or args.zope:
+        return run_configured(args)
     configure.base()
-    db = open_database(args.uri)
+    return run(open_database(args.uri), args)
+
+
+def run_configured(args):
+    """Serve what a ZCML file or a Zope says, by the dispatcher of that, if there is one."""
+    told = configured.Stop()
+    dispatcher = None
+    try:
+        if args.zope:
+            db = configured.open_zope(args.zope)
+        else:
+            configure.base()
+            configured.load_zcml(args.zcml)
+            db = open_database(args.uri)
+            configured.announce(db)
+        dispatcher = configured.serving()
+        if dispatcher is None:
+            return run(db, args)
+        told.wait(dispatcher)
+        close_database(db, dispatcher)
+    finally:
+        told.forget()
+    return 0
+
+
+def run(db, args):
+    """Serve `db` with a dispatcher as `args` wants it, on the global reactor."""
     dispatcher = None
     try:
         from twisted.internet import reactor  # late: importing it chooses and installs it
 
-        from zodbjobs import Dispatcher
-
-        # First: who this dispatcher is follows from the identity of the queues.
-        subscribers.QueueInstaller(args.queue or [''])(DatabaseOpened(db))
-        dispatcher = Dispatcher(
-            db, reactor, poll_interval=args.poll_interval, uuid=args.name, grace=args.grace,
-            deployment=args.deployment,
-        )  # fmt: skip
-        transactions = transaction.TransactionManager()
-        with contextlib.closing(db.open(transactions)) as connection:
-            # Other workers may start at the same moment and make the same things.
-            transactions.run(lambda: install(connection.root(), dispatcher.UUID, args), TRIES)
+        dispatcher = make_dispatcher(db, reactor, args)
         serve(dispatcher, reactor)
     finally:
         close_database(db, dispatcher)
     return 0
+
+
+def make_dispatcher(db, reactor, args):
+    """A dispatcher with its agents as `args` wants them, and what else is missing in `db`."""
+    from zodbjobs import Dispatcher  # late: it brings Twisted
+
+    # First: who this dispatcher is follows from the identity of the queues.
+    subscribers.QueueInstaller(args.queue or [''])(DatabaseOpened(db))
+    dispatcher = Dispatcher(
+        db, reactor, poll_interval=args.poll_interval, uuid=args.name, grace=args.grace,
+        deployment=args.deployment,
+    )  # fmt: skip
+    transactions = transaction.TransactionManager()
+    with contextlib.closing(db.open(transactions)) as connection:
+        # Other workers may start at the same moment and make the same things.
+        transactions.run(lambda: install(connection.root(), dispatcher.UUID, args), TRIES)
+    return dispatcher
 
 
 def make_importable(path):

@@ -112,6 +112,9 @@ def test_seconds(text):
         (['nonsense://x'], 'nonsense: is no kind of database address'),
         (['zeo://localhost:1?wait_timeout=1'], 'no connection to the server'),
         (['memory:', '--path', 'no_such_thing'], '--path no_such_thing: no folder, and no module'),
+        ([], 'give the URI of a database, or --zope CONF'),
+        (['memory:', '--zope', 'zope.conf'], 'give the URI of a database, or --zope CONF'),
+        (['memory:', '--zcml', 'nowhere.zcml'], 'No such file or directory'),
     ],
 )
 def test_what_cannot_be_opened_is_one_line(capsys, words, said):
@@ -124,7 +127,6 @@ def test_what_cannot_be_opened_is_one_line(capsys, words, said):
 @pytest.mark.parametrize(
     'words',
     [
-        [],
         ['memory:', '--threads', '0'],
         ['memory:', '--grace', '-1'],
         ['memory:', '--name', 'x'],
@@ -163,6 +165,20 @@ def make_queues(place, *names):
         queues = root[KEY] = Queues()
         for name in names:
             queues[name] = Queue()
+
+
+def test_a_mistake_in_zcml_is_told_with_its_place(capsys, tmp_path):
+    wrong = tmp_path / 'wrong.zcml'
+    wrong.write_text(
+        '<configure xmlns:jobs="urn:zodbjobs">\n'
+        '<include package="zodbjobs" file="meta.zcml" />\n'
+        '<jobs:agent size="many" />\n</configure>'
+    )
+    before = signal.getsignal(signal.SIGTERM)
+    assert main(['run', '--zcml', str(wrong), f'file:{tmp_path}/Data.fs']) == 2
+    assert f'File "{wrong}", line 3' in capsys.readouterr().err
+    assert not (tmp_path / 'Data.fs').exists()
+    assert signal.getsignal(signal.SIGTERM) == before
 
 
 @contextlib.contextmanager
@@ -245,3 +261,30 @@ def test_a_second_signal_ends_it_at_once(place):
         process.send_signal(signal.SIGINT)
         assert process.wait(10) == 128 + signal.SIGINT
     assert 'SIGINT again: ending at once' in (place / 'log').read_text()
+
+
+@pytest.mark.processes
+@pytest.mark.parametrize('configured', [True, False], ids=['its dispatcher', "the command's own"])
+def test_it_works_as_zcml_says(place, configured):
+    import work_for_a_worker as work
+
+    (place / 'site.zcml').write_text(f"""
+        <configure xmlns="http://namespaces.zope.org/zope" xmlns:jobs="urn:zodbjobs">
+          <include package="zodbjobs" />
+          <include package="zodbjobs" file="meta.zcml" />
+          <jobs:queue name="mail" />
+          <jobs:agent queue="mail" name="post" size="2" />
+          {'<jobs:dispatcher grace="0.5" />' if configured else ''}
+        </configure>""")
+    make_queues(place, 'mail')
+    with root_of(place) as root:
+        root['done'] = root[KEY]['mail'].put(Job(work.touch, str(place / 'touched')))
+    words = ('--zcml', str(place / 'site.zcml'), '--path', str(place / 'jobs'))
+    with worker(place, *words) as process:
+        wait_for(place / 'touched', process)
+        process.terminate()
+        assert process.wait(30) == 0
+    with root_of(place) as root:
+        assert root['done'].status == COMPLETED
+        (record,) = root[KEY]['mail'].dispatchers.values()
+        assert record.activated is None and record['post'].size == 2

@@ -1,4 +1,7 @@
-"""Every ZCML file can be loaded, and the policies make a database work."""
+"""The ZCML files can be loaded, and the policies make a database work, without any host.
+
+The slugs for Zope are loaded by tests/hosts, in a Zope.
+"""
 
 import pathlib
 
@@ -33,7 +36,9 @@ def _clean():
 
 
 @pytest.mark.parametrize(
-    'path', sorted([*TOP.glob('zcml/*.zcml'), *PACKAGE.glob('*.zcml')]), ids=lambda path: path.name
+    'path',
+    [TOP / 'zcml' / 'site.zcml', *sorted(set(PACKAGE.glob('*.zcml')) - {PACKAGE / 'meta.zcml'})],
+    ids=lambda path: path.name,
 )
 def test_every_file_loads(path):
     xmlconfig.file(str(path), zodbjobs if path.parent == PACKAGE else None)
@@ -41,23 +46,30 @@ def test_every_file_loads(path):
     assert IJob(answer).callable is answer
 
 
-@pytest.mark.parametrize('name', ['zodbjobs-configure.zcml', 'site.zcml'])
-def test_an_opened_database_is_served(name, tmp_path):
-    xmlconfig.file(str(TOP / 'zcml' / name))
+@pytest.mark.parametrize(
+    ('path', 'queues'),
+    [
+        (PACKAGE / 'basic_dispatcher_policy.zcml', ['']),
+        (TOP / 'zcml' / 'site.zcml', ['', 'mail']),
+    ],
+    ids=lambda value: getattr(value, 'name', ''),
+)
+def test_an_opened_database_is_served(path, queues, tmp_path):
+    xmlconfig.file(str(path), zodbjobs)
     db = ZODB.DB(str(tmp_path / 'Data.fs'))
     notify(DatabaseOpened(db))
     connection = db.open()
     job = IQueue(connection).put(answer)
     transaction.commit()
     assert testing.wait_for_result(job) == 42
-    assert list(connection.root()[KEY]) == ['']
+    assert list(connection.root()[KEY]) == queues
     subscribers.stop(dispatchers.get())
     connection.close()
     db.close()
 
 
 def test_queues_in_a_database_of_their_own(tmp_path):
-    xmlconfig.file(str(TOP / 'zcml' / 'zodbjobs-multidb-configure.zcml'))
+    xmlconfig.file(str(PACKAGE / 'multidb_dispatcher_policy.zcml'), zodbjobs)
     databases = {}
     main = ZODB.DB(str(tmp_path / 'Data.fs'), databases=databases, database_name='main')
     jobs = ZODB.DB(str(tmp_path / 'jobs.fs'), databases=databases, database_name='async')
