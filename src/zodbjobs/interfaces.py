@@ -320,7 +320,9 @@ class IJob(Interface):
     def addCallback(callback, failure_log_level=None, retry_policy_factory=None):
         """Call `callback` with the result, whatever it is; returns its job.
 
-        On a finished job the callback is queued in the caller's transaction.
+        On a finished job, or on one that runs, the callback becomes a job of the
+        queue in the caller's transaction; that does not disturb the running job.
+        It starts when that is completed, of its priority and in its channel.
         """
 
     def addCallbacks(success=None, failure=None, failure_log_level=None, retry_policy_factory=None):
@@ -394,7 +396,9 @@ class IQueue(Interface):
     parent = Attribute('the mapping of queues')
     quotas = Attribute('IQuotas')
     dispatchers = Attribute('IDispatchers')
-    closed = Attribute('True: put raises QueueClosed; may be set')
+    closed = Attribute(
+        'True: put raises QueueClosed, and only work under way gets its further parts; may be set'
+    )
     paused_until = Attribute('None, or the datetime until which nothing is handed out')
     order = Attribute("'due': priority, begin_after, put; 'put': priority, put; may be set")
 

@@ -11,6 +11,8 @@ Runs in a dispatcher's claim transaction; the runtime commits.
 
 import itertools
 
+from ZODB.broken import Broken
+
 from zodbjobs import status
 from zodbjobs.facts import Assignment
 from zodbjobs.model.call import refuse_broken
@@ -242,6 +244,8 @@ class Round:
     def _hand_out(self, agent, item, ahead):
         token, place, group, job = item
         oid = int.from_bytes(job._p_oid, 'big')
+        if group[ONCE] and not isinstance(job, Broken):
+            job.claimed_once()
         if isinstance(place, int):
             self.ready.take(group, place)
             self._count(group, -1)

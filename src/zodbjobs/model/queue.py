@@ -149,14 +149,10 @@ class Queue(Persistent):
         time_limit=None,
     ):
         jar = self._jar()
-        if self.settings.closed:
-            raise QueueClosed(f'queue {self.name!r} is closed; set queue.closed = False to open it')
+        self._refuse_if_closed()
         now = clock.micros()
         job = as_job(item)
-        if job.status != status.NEW:
-            raise BadStatusError(f'{job!r} is {job.status}: a job is put once; put a new one')
-        if job._parent is not None and job._parent._status != status.COMPLETED:
-            raise BadStatusError(f'{job!r} is a callback: it runs when {job._parent!r} is done')
+        _refuse_unless_new(job)
         if on_conflict not in CONFLICTS:
             raise ValueError(f'on_conflict is one of {CONFLICTS}, not {on_conflict!r}')
         wishes = {
@@ -177,8 +173,13 @@ class Queue(Persistent):
                 job._quota_names if quota_names is None else quota_names
             ),
         }
+        return self._put(job, wishes, id, on_conflict)
+
+    def _put(self, job, wishes, id=None, on_conflict='raise'):
+        """Put a job with wishes that have been checked: {attribute: value or, unwished, None}."""
+        jar = self._jar()
         job.check_args(jar)
-        check_factory(retry_policy_factory, jar)
+        check_factory(wishes.get('_retry_policy_factory'), jar)
         if job._p_jar is not None and job._p_jar is not jar:
             raise ValueError(f'{job!r} belongs to another connection than the queue')
         if id is not None:
@@ -191,21 +192,35 @@ class Queue(Persistent):
         if job._p_jar is None:
             jar.add(job)
         utility = queryUtility(IUUID)
-        job.enqueued(self._p_oid, now, None if utility is None else utility.bytes)
+        job.enqueued(self._p_oid, clock.micros(), None if utility is None else utility.bytes)
         self.file(job, keep=False)
         if id is not None:
             self.ids.add(id, job)
         notify(JobAdded(job, self))
         return job
 
+    def put_part(self, job, wishes=()):
+        """Put a job that belongs to one under way: also while the queue is closed."""
+        _refuse_unless_new(job)
+        self._put(job, {'_quota_names': self.quotas.check(job._quota_names), **dict(wishes)})
+
     def put_callback(self, job, parent):
-        """Put `job`, a callback for `parent`, which has finished."""
+        """Put `job`, a callback for `parent`, which has finished or is under way."""
+        wishes = {'_quota_names': self.quotas.check(job._quota_names), **job.place_beside(parent)}
+        if parent._status == status.COMPLETED:
+            self._refuse_if_closed()
+        else:
+            wishes['_after'] = (parent,)
         job._parent = parent
         try:
-            self.put(job)
+            self._put(job, wishes)
         except Exception:
             job._parent = None
             raise
+
+    def _refuse_if_closed(self):
+        if self.settings.closed:
+            raise QueueClosed(f'queue {self.name!r} is closed; set queue.closed = False to open it')
 
     def _jar(self):
         if self._p_jar is None:
@@ -357,6 +372,10 @@ class Queue(Persistent):
         if job._id is not None:
             self.ids.discard(job._id, job)
         oid = job.oid
+        for callback in self.notes.take_late_callbacks(oid):
+            if callback.status in (status.PENDING, status.HELD):
+                self._take_out(callback)
+                job.takes_back(callback)
         job.taken_out(self.notes.take(oid))
         self._call_back(oid)
 
@@ -616,6 +635,13 @@ class Queues(Persistent, MutableMapping):
 
     def __repr__(self):
         return f'<Queues {list(self._items)}>'
+
+
+def _refuse_unless_new(job):
+    if job.status != status.NEW:
+        raise BadStatusError(f'{job!r} is {job.status}: a job is put once; put a new one')
+    if job._parent is not None and job._parent._status != status.COMPLETED:
+        raise BadStatusError(f'{job!r} is a callback: it runs when {job._parent!r} is done')
 
 
 def _merged(new, known):

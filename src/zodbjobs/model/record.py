@@ -154,7 +154,6 @@ class JobRecord(Persistent):
     id = property(lambda self: self._id)
     depends_on = property(lambda self: self._depends_on)
     after = property(lambda self: self._after)
-    callbacks = property(lambda self: self._callbacks)
     attempts = property(lambda self: self._attempts)
     interruptions = property(lambda self: self._interruptions)
     conflicts = property(lambda self: self._conflicts)
@@ -225,7 +224,7 @@ class JobRecord(Persistent):
             'put': clock.datetime_of(self._put),
             'active start': self.active_start,
             'active end': self.active_end,
-            'callbacks': len(self._callbacks),
+            'callbacks': len(self.callbacks),
             'attempts': self._attempts,
             'interruptions': self._interruptions,
             'conflicts': self._conflicts,

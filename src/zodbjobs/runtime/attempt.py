@@ -369,7 +369,7 @@ class Attempt:
         if _waits_for(inner, job):
             raise ValueError(f'{job!r} returned {inner!r}, which waits for it')
         if inner._status == status.NEW and inner.parent is None and not self._is_known(inner):
-            job.queue.put(inner)
+            job.queue.put_part(inner)
         if inner._status == status.COMPLETED:
             self._store(job, inner._result)
         else:
