@@ -38,7 +38,7 @@ from zodbjobs.interfaces import (
 from zodbjobs.model.call import check_storable
 from zodbjobs.model.handout import Round, is_current
 from zodbjobs.model.ids import UniqueIds
-from zodbjobs.model.intake import DEPENDS, URGENT, Entry, Intake
+from zodbjobs.model.intake import DEPENDS, LANES, URGENT, Entry, Intake
 from zodbjobs.model.job import Job, as_job
 from zodbjobs.model.notes import Notes
 from zodbjobs.model.quota import Quotas
@@ -65,6 +65,9 @@ ORPHAN_LIMIT = 200
 #: Two filings of one process that fall into the same microsecond are told apart
 #: by moving the later one on; so far a token's time may be ahead of its job's.
 DRIFT = clock.SECOND
+
+#: Jobs at the front of a group that `oldest_due` looks at: some were withdrawn, or are claimed.
+FIRST_LOOKS = 20
 
 #: So many dates of begin_after are remembered to tell their jobs apart.
 DATES = 1000
@@ -305,11 +308,12 @@ class Queue(Persistent):
 
     # look
 
-    def _waiting(self):
-        """Yield (token, job) of all waiting jobs in claim order."""
+    def _waiting(self, look=None):
+        """Yield (token, job) of all waiting jobs in claim order; for `look` see `waiting`."""
         now = clock.micros()
         due, later, blocked = [], [], []
-        for _, _, entry in self.intake.entries():
+        lanes = (self.intake.entries(look, (lane,)) for lane in range(LANES))
+        for _, _, entry in itertools.chain.from_iterable(lanes):
             if entry.due == DEPENDS:
                 blocked.append((entry.token, entry.job))
             elif entry.due > now:
@@ -327,9 +331,37 @@ class Queue(Persistent):
                     yield token, job
 
     def __iter__(self):
-        for token, job in self._waiting():
-            if is_current(job, token) and job._status == status.PENDING:
+        return self.waiting()
+
+    def waiting(self, look=None, states=(status.PENDING,)):
+        """Yield the waiting jobs in claim order; for monitors, also those in other `states`.
+
+        `look`: of what no dispatcher has sorted yet, look at so many entries of
+        each lane only, the oldest.  A queue that nobody serves may have a
+        million of them, and only reading all would tell their order.
+        """
+        for token, job in self._waiting(look):
+            if is_current(job, token) and job._status in states:
                 yield job
+
+    def oldest_due(self, now, look=None):
+        """The waiting job that has been due for longest at `now` (microseconds), or None.
+
+        One that waits for other jobs is not due.  `look` is as for `waiting`.
+        """
+        found = []
+        for lane in range(LANES):
+            for _, _, entry in self.intake.entries(look, (lane,)):
+                if 0 <= entry.due <= now:
+                    found.append((entry.token, entry.job))
+        for run in self.ready.runs():
+            for group in run:
+                streams = itertools.islice(self.ready.stream(group), FIRST_LOOKS)
+                found += [(token, job) for token, _, _, job in streams]
+        jobs = [
+            job for token, job in found if is_current(job, token) and job._status == status.PENDING
+        ]
+        return min((job for job in jobs if job._due <= now), key=_due, default=None)
 
     def __len__(self):
         ready = self.ready
@@ -642,6 +674,10 @@ def _refuse_unless_new(job):
         raise BadStatusError(f'{job!r} is {job.status}: a job is put once; put a new one')
     if job._parent is not None and job._parent._status != status.COMPLETED:
         raise BadStatusError(f'{job!r} is a callback: it runs when {job._parent!r} is done')
+
+
+def _due(job):
+    return job._due
 
 
 def _merged(new, known):
