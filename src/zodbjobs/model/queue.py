@@ -24,7 +24,7 @@ from zope.component import queryUtility
 from zope.event import notify
 from zope.interface import implementer
 
-from zodbjobs import clock, status
+from zodbjobs import clock, local, status
 from zodbjobs.interfaces import (
     IUUID,
     BadStatusError,
@@ -34,18 +34,29 @@ from zodbjobs.interfaces import (
     JobAdded,
     JobFiled,
     QueueClosed,
+    QueueFull,
 )
 from zodbjobs.model.call import check_storable
 from zodbjobs.model.handout import Round, is_current
 from zodbjobs.model.ids import UniqueIds
 from zodbjobs.model.intake import DEPENDS, LANES, URGENT, Entry, Intake
 from zodbjobs.model.job import Job, as_job
+from zodbjobs.model.lease import Leases
+from zodbjobs.model.message import checked_handler
 from zodbjobs.model.notes import Notes
 from zodbjobs.model.quota import Quotas
-from zodbjobs.model.ready import TIE_BITS, TIE_MASK, Ready, order_key
+from zodbjobs.model.ready import (
+    IS_MESSAGE,
+    RUNS_ONCE,
+    TIE_BITS,
+    TIE_MASK,
+    Ready,
+    order_key,
+)
 from zodbjobs.model.registry import Dispatchers
 from zodbjobs.model.wishes import (
     check_factory,
+    checked_capacity,
     checked_channel,
     checked_due,
     checked_id,
@@ -108,6 +119,7 @@ class Settings(Persistent):
     closed = False
     paused = None  # None, True, or microseconds until which
     handler = None
+    capacity = None
 
 
 @implementer(IQueue)
@@ -126,6 +138,8 @@ class Queue(Persistent):
         self.notes = Notes()
         self.quotas = Quotas()
         self.dispatchers = Dispatchers(self)
+        self.leases = Leases()
+        self.consumers = OOBTree()  # {name: ConsumerRecord}
         self.settings = Settings()
 
     # put
@@ -176,6 +190,8 @@ class Queue(Persistent):
                 job._quota_names if quota_names is None else quota_names
             ),
         }
+        if id is None or self.ids.get(id) is None:
+            self._refuse_if_full()
         return self._put(job, wishes, id, on_conflict)
 
     def _put(self, job, wishes, id=None, on_conflict='raise'):
@@ -206,6 +222,15 @@ class Queue(Persistent):
         """Put a job that belongs to one under way: also while the queue is closed."""
         _refuse_unless_new(job)
         self._put(job, {'_quota_names': self.quotas.check(job._quota_names), **dict(wishes)})
+
+    def _refuse_if_full(self):
+        """Raise QueueFull if as many jobs wait as may."""
+        capacity = self.settings.capacity
+        if capacity is not None and len(self) >= capacity:
+            raise QueueFull(
+                f'queue {self.name!r} is full: {len(self)} jobs wait, and its capacity is'
+                f' {capacity}; try again when some have been taken, or raise queue.capacity'
+            )
 
     def put_callback(self, job, parent):
         """Put `job`, a callback for `parent`, which has finished or is under way."""
@@ -271,7 +296,7 @@ class Queue(Persistent):
         us = job._token >> TIE_BITS
         if not (keep and job._token and 0 <= us - base <= DRIFT):
             us = _filings.at_once(base) if base == job._put else _filings.on(base)
-        group = (job._priority, job._channel or '', job._quota_names, int(job.runs_once))
+        group = _group_of(job)
         blocked = (job._depends_on or job._after) and job.blockers()
         deadline = 0 if job._begin_by is None or job._attempts else job._due + job._begin_by
         due = job._due if job._due > clock.micros() else 0
@@ -446,6 +471,9 @@ class Queue(Persistent):
         job._move(status.ASSIGNED)
         return job
 
+    def consumer(self, name):
+        return local.make_consumer(name, [self])
+
     def putBack(self, job):
         if job._status != status.ASSIGNED or job.queue is not self:
             raise BadStatusError(f'{job!r} is {job.status}: only a claimed job can be put back')
@@ -481,7 +509,16 @@ class Queue(Persistent):
 
     @handler.setter
     def handler(self, handler):
-        self.settings.handler = handler
+        self.settings.handler = checked_handler(handler)
+        notify(JobFiled(None, self))  # messages that were left to consumers may run now
+
+    @property
+    def capacity(self):
+        return self.settings.capacity
+
+    @capacity.setter
+    def capacity(self, capacity):
+        self.settings.capacity = checked_capacity(capacity)
 
     def pause(self, until=None):
         if until is None:
@@ -534,7 +571,7 @@ class Queue(Persistent):
                 former[-1].ready.dropped.change(-1)
             waiting[job.oid] = (token, job, self)
             return
-        group = (job._priority, job._channel or '', job._quota_names, int(job.runs_once))
+        group = _group_of(job)
         self.ready.file(Entry(token, job._due, group, job), clock.micros())
 
     def settle_count(self):
@@ -608,10 +645,12 @@ class Queue(Persistent):
             'later': len(self.ready.later),
             'held': len(self.held),
             'running': sum(len(agent) for agent in agents),
+            'claimed': len(self.leases),
             'quotas': {q.name: {'size': q.size, 'len': len(q)} for q in self.quotas.values()},
             'dispatchers': len([r for r in self.dispatchers.values() if r.activated]),
             'agents': len(agents),
             'closed': self.closed,
+            'capacity': self.capacity,
             'paused': self.is_paused(now),
             'paused until': self.paused_until,
             'order': self.order,
@@ -665,6 +704,11 @@ class Queues(Persistent, MutableMapping):
     def keys(self):
         return list(self._items)
 
+    def consumer(self, name, watch=('',)):
+        if isinstance(watch, str):
+            raise TypeError(f'watch is a sequence of names of queues: use [{watch!r}]')
+        return local.make_consumer(name, [self[each] for each in dict.fromkeys(watch)])
+
     def __repr__(self):
         return f'<Queues {list(self._items)}>'
 
@@ -684,6 +728,12 @@ def _merged(new, known):
     """Merge a list and a sorted iterable of (..., job) without comparing jobs."""
     new.sort(key=lambda item: item[:-1])
     return heapq.merge(new, known, key=lambda item: item[:-1])
+
+
+def _group_of(job):
+    """The group in which a job is sorted (see `ready`)."""
+    kind = RUNS_ONCE * bool(job.runs_once) | IS_MESSAGE * job.is_message
+    return job._priority, job._channel or '', job._quota_names, kind
 
 
 def _checked_jobs(jobs, name, jar):

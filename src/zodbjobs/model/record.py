@@ -118,6 +118,9 @@ class JobRecord(Persistent):
     _time_limit = None
     _overran = False
 
+    #: Whether its work is bytes, which only a consumer or the queue's handler understands.
+    is_message = False
+
     def __getstate__(self):
         self._p_activate()
         state, extra = {}, {}
