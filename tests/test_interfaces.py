@@ -68,6 +68,11 @@ def named(value):
     return value.__name__
 
 
+def is_ours(value):
+    """Whether `value` is defined in the package of contracts."""
+    return f'{getattr(value, "__module__", None)}.'.startswith(f'{interfaces.__name__}.')
+
+
 @pytest.fixture
 def house(tmp_path):
     former = clock.use(support.TurnedClock())
@@ -84,7 +89,7 @@ def test_every_interface_is_kept_by_somebody():
     ours = {
         value
         for value in vars(interfaces).values()
-        if isinstance(value, InterfaceClass) and value.__module__ == interfaces.__name__
+        if isinstance(value, InterfaceClass) and is_ours(value)
     }
     assert ours == CLASSES.keys() | OF_OTHERS
 
@@ -102,7 +107,7 @@ def test_signatures_are_those_of_the_contract(interface, cls):
     for name, description in interface.namesAndDescriptions(all=True):
         if not hasattr(description, 'getSignatureInfo') or interface.get(name) is None:
             continue
-        if description.interface.__module__ != interfaces.__name__ or name.startswith('__'):
+        if not is_ours(description.interface) or name.startswith('__'):
             continue
         wanted = description.getSignatureInfo()
         method = inspect.signature(getattr(cls, name))
@@ -150,7 +155,7 @@ def test_objects_keep_what_their_classes_promise(house):
     seen = set()
     for thing in objects:
         for interface in providedBy(thing):
-            if interface.__module__ == interfaces.__name__:
+            if is_ours(interface):
                 verifyObject(interface, thing)
                 seen.add(interface)
     assert seen == CLASSES.keys() - {interfaces.IDispatcher}
@@ -216,9 +221,7 @@ def test_all_is_what_there_is():
     defined = {
         name
         for name, value in vars(interfaces).items()
-        if not name.startswith('_')
-        and getattr(value, '__module__', None) == interfaces.__name__
-        and name != 'ObjectEvent'
+        if not name.startswith('_') and is_ours(value) and name != 'ObjectEvent'
     }
     assert set(interfaces.__all__) == defined | {'KEY'} | {state.upper() for state in status.STATES}
     assert len(interfaces.__all__) == len(set(interfaces.__all__))
