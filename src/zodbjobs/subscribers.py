@@ -63,13 +63,15 @@ class QueueInstaller:
     """Make the mapping of queues, and the queues named, where they are missing.
 
     `queues` are names, `factory` makes a queue, `db_name` is the database of
-    the multi-database in which the queues live (None: the one that was opened).
+    the multi-database in which the mapping lives (None: the one that was opened),
+    `queue_db_name` the one in which new queues do (None: where the mapping is).
     """
 
-    def __init__(self, queues=('',), factory=Queue, db_name=None):
+    def __init__(self, queues=('',), factory=Queue, db_name=None, queue_db_name=None):
         self.queues = (queues,) if isinstance(queues, str) else tuple(queues)
         self.factory = factory
         self.db_name = db_name
+        self.queue_db_name = queue_db_name
 
     def __call__(self, event):
         in_transaction(event.database, self._install)
@@ -88,9 +90,15 @@ class QueueInstaller:
             log.info('the mapping of queues was added')
         for name in self.queues:
             if name not in mapping:
-                mapping[name] = self.factory()
+                mapping[name] = self._make(connection)
                 notify(ObjectAdded(mapping[name], mapping, name))
                 log.info('queue %r was added', name)
+
+    def _make(self, connection):
+        queue = self.factory()
+        if self.queue_db_name is not None:
+            connection.get_connection(self.queue_db_name).add(queue)
+        return queue
 
 
 class AgentInstaller:

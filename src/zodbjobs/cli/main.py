@@ -32,6 +32,7 @@ examples:
   zodbjobs demo search JSONDecoder       ask that index
   zodbjobs run file:///srv/app/Data.fs   work on the jobs of a database
   zodbjobs run zeo://localhost:9991 --path src --threads 8
+  zodbjobs run Data.fs -n 4              the same in four processes that share the file
 """
 
 

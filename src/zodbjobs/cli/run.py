@@ -11,8 +11,10 @@ then is found and run again, as after any crash.  The exit code is 0 after a
 clean stop.
 """
 
+import argparse
 import contextlib
 import importlib
+import itertools
 import logging
 import os
 import signal
@@ -22,11 +24,12 @@ import uuid
 import transaction
 
 from zodbjobs import Agent, Queue, Queues, configure, subscribers
-from zodbjobs.cli import configured
+from zodbjobs.cli import configured, supervisor
 from zodbjobs.cli.output import LOG_FORMAT, WRONGLY_ASKED, CommandError, describe, positive
 from zodbjobs.cli.staff import close_database
 from zodbjobs.interfaces import KEY, DatabaseOpened
-from zodbjobs.runtime.address import open_database
+from zodbjobs.runtime import shared_file
+from zodbjobs.runtime.address import open_database, without_password
 
 log = logging.getLogger('zodbjobs.run')
 
@@ -42,19 +45,25 @@ def add_arguments(parser):
         Work on the jobs of the database at URI: file: zeo: postgres: zconfig: memory:, or the
         plain path of a file.  Queues and agents that are missing are made.  SIGTERM or Ctrl-C
         stops it when the jobs that run have ended; a second one stops it at once.
+
+        With -n it starts and watches so many worker processes, each with so many threads.  For a
+        file it starts the ZEO server that they share.  SIGHUP replaces them one by one.
         """,
         """
         zodbjobs run var/Data.fs --path src
+        zodbjobs run var/Data.fs -n 4 --max-memory 500M --max-age 12h
         zodbjobs run zeo://localhost:9991 --threads 8
+        zodbjobs run zeo://one:9991 zeo://two:9991         the jobs of both databases
         zodbjobs run postgres://jobs@db.example.org/jobs --queue mail --queue '' --channel slow
         zodbjobs run --zcml site.zcml zeo://localhost:9991
         zodbjobs run --zope etc/zope-worker.conf --threads 2
         """,
     )
     add = parser.add_argument
-    add('uri', metavar='URI', nargs='?', help='where the database is')
+    add('uris', nargs='*', metavar='URI', help='where the database is, or several')
     add('--zcml', metavar='FILE', help='load this configuration before the database is opened')
     add('--zope', metavar='CONF', help='serve the database of the Zope with this zope.conf')
+    add('-n', '--processes', type=positive, metavar='N', help='so many worker processes')
     add('--queue', action='append', metavar='NAME', help="a queue to serve (default: '')")
     add('--threads', type=positive, metavar='N', default=3, help='jobs at a time (default: 3)')
     add('--channel', action='append', metavar='C', help='take the jobs of this channel only')
@@ -63,6 +72,12 @@ def add_arguments(parser):
     add('--grace', type=seconds, metavar='S', default=30, help='time to end (default: 30 seconds)')
     add('--deployment', metavar='NAME', help='serve a database of this deployment only')
     add('--name', type=uuid.UUID, metavar='UUID', help='who it is (default: found by itself)')
+    add('--zodb', action='append', type=named_uri, metavar='NAME=URI',
+        help='a further database, in which --queue QUEUE@NAME may lie')  # fmt: skip
+    add('--max-jobs', type=positive, metavar='N', help='with -n: replace a worker after N jobs')
+    add('--max-memory', type=size, metavar='SIZE', help='... when it holds so much, as in 500M')
+    add('--max-age', type=age, metavar='AGE', help='... when it is so old, as in 90s, 30m, 12h, 1d')
+    add('--supervised', type=positive, help=argparse.SUPPRESS)  # the number of a worker
 
 
 def seconds(text):
@@ -73,18 +88,52 @@ def seconds(text):
     return number
 
 
+def size(text):
+    """An argparse type: bytes, also as 500k, 500M, 2G."""
+    return int(_with_unit(text.removesuffix('B').removesuffix('b'), SIZES))
+
+
+def age(text):
+    """An argparse type: seconds, also as 90s, 30m, 12h, 1d."""
+    return _with_unit(text, AGES)
+
+
+SIZES = {'k': 1e3, 'M': 1e6, 'G': 1e9, 'K': 1e3}
+AGES = {'s': 1, 'm': 60, 'h': 3600, 'd': 86400}
+
+
+def _with_unit(text, units):
+    factor = units.get(text[-1:], 1)
+    number = float(text[:-1] if text[-1:] in units else text) * factor
+    if not 0 < number < float('inf'):
+        raise ValueError(text)
+    return number
+
+
+def named_uri(text):
+    """An argparse type: (name, address) of NAME=URI."""
+    name, equals, uri = text.partition('=')
+    if not (name and equals and uri):
+        raise ValueError(text)
+    return name, uri
+
+
 def main(args):
     """See `zodbjobs.cli.main`."""
-    if (args.uri is None) == (args.zope is None):
-        raise CommandError('give the URI of a database, or --zope CONF', WRONGLY_ASKED)
-    logging.basicConfig(stream=sys.stderr, format=LOG_FORMAT)
+    log_format = LOG_FORMAT
+    if args.supervised:
+        log_format = LOG_FORMAT.replace(' ', f' worker {args.supervised} ', 1)
+    logging.basicConfig(stream=sys.stderr, format=log_format)
     logging.getLogger('zodbjobs').setLevel(logging.INFO)
+    check(args)
+    if args.processes:
+        return supervise(args)
     for path in args.path or ():
         make_importable(path)
     if args.zcml or args.zope:
         return run_configured(args)
     configure.base()
-    return run(open_database(args.uri), args)
+    return run([lambda uri=uri: open_with_others(uri, args.zodb) for uri in args.uris], args)
 
 
 def run_configured(args):
@@ -97,11 +146,11 @@ def run_configured(args):
         else:
             configure.base()
             configured.load_zcml(args.zcml)
-            db = open_database(args.uri)
+            db = open_with_others(args.uris[0], args.zodb)
             configured.announce(db)
         dispatcher = configured.serving()
         if dispatcher is None:
-            return run(db, args)
+            return run([lambda: db], args)
         told.wait(dispatcher)
         close_database(db, dispatcher)
     finally:
@@ -109,17 +158,61 @@ def run_configured(args):
     return 0
 
 
-def run(db, args):
-    """Serve `db` with a dispatcher as `args` wants it, on the global reactor."""
-    dispatcher = None
+def run(openings, args):
+    """Serve the databases that `openings` open, with dispatchers as `args` wants them."""
+    opened, dispatchers = [], []
     try:
         from twisted.internet import reactor  # late: importing it chooses and installs it
 
-        dispatcher = make_dispatcher(db, reactor, args)
-        serve(dispatcher, reactor)
+        for opening in openings:
+            opened.append(opening())
+            dispatchers.append(make_dispatcher(opened[-1], reactor, args))
+        serve(dispatchers, reactor, args.supervised)
     finally:
-        close_database(db, dispatcher)
+        for db, dispatcher in itertools.zip_longest(opened, dispatchers):
+            close_family(db, dispatcher)
     return 0
+
+
+def check(args):
+    """Refuse what cannot be meant; raises CommandError."""
+    limits = (args.max_jobs, args.max_memory, args.max_age)
+    problem = None
+    if bool(args.uris) == (args.zope is not None):
+        problem = 'give the URI of a database, or --zope CONF'
+    elif args.zcml and len(args.uris) > 1:
+        problem = '--zcml is for one database'
+    elif args.zope and (args.zodb or args.supervised or args.processes):
+        problem = '--zope is for one process with what zope.conf says: no --zodb, no -n'
+    elif not args.processes and any(limit is not None for limit in limits):
+        problem = '--max-jobs, --max-memory and --max-age are for the workers of -n N: -n 1 will do'
+    elif args.name and (args.processes or len(args.uris) > 1):
+        problem = '--name is for one process with one database: leave it out, names are found'
+    elif args.processes and any(uri.lower().startswith('memory:') for uri in args.uris):
+        problem = 'memory: is for one process, so -n has nothing to share'
+    if problem:
+        raise CommandError(problem, WRONGLY_ASKED)
+
+
+def open_with_others(uri, others):
+    """Open the database at `uri`, in one multi-database with `others`: (name, address) pairs."""
+    family = {}
+    try:
+        for name, other in others or ():
+            open_database(other, databases=family, database_name=name)
+        return open_database(uri, databases=family)
+    except BaseException:
+        for db in family.values():
+            db.close()
+        raise
+
+
+def close_family(db, dispatcher):
+    """Close `db` after its dispatcher has stopped, and the others of its multi-database."""
+    others = [other for other in db.databases.values() if other is not db]
+    close_database(db, dispatcher)
+    for other in others:
+        other.close()
 
 
 def make_dispatcher(db, reactor, args):
@@ -127,7 +220,9 @@ def make_dispatcher(db, reactor, args):
     from zodbjobs import Dispatcher  # late: it brings Twisted
 
     # First: who this dispatcher is follows from the identity of the queues.
-    subscribers.QueueInstaller(args.queue or [''])(DatabaseOpened(db))
+    for text in args.queue or ['']:
+        name, home = queue_and_home(text, db)
+        subscribers.QueueInstaller([name], queue_db_name=home)(DatabaseOpened(db))
     dispatcher = Dispatcher(
         db, reactor, poll_interval=args.poll_interval, uuid=args.name, grace=args.grace,
         deployment=args.deployment,
@@ -137,6 +232,12 @@ def make_dispatcher(db, reactor, args):
         # Other workers may start at the same moment and make the same things.
         transactions.run(lambda: install(connection.root(), dispatcher.UUID, args), TRIES)
     return dispatcher
+
+
+def queue_and_home(text, db):
+    """(name of the queue, name of its database or None) of QUEUE or QUEUE@DATABASE."""
+    name, at, home = text.rpartition('@')
+    return (name, home) if at and home in db.databases else (text, None)
 
 
 def make_importable(path):
@@ -154,7 +255,7 @@ def make_importable(path):
 
 def install(root, name, args):
     """See that there are the queues, and in each of them our agent as `args` wants it."""
-    wanted = args.queue or ['']
+    wanted = [queue_and_home(text, root._p_jar.db())[0] for text in args.queue or ['']]
     if KEY not in root:
         root[KEY] = Queues()
     for queue_name in wanted:
@@ -171,14 +272,65 @@ def install(root, name, args):
             record[AGENT].size = 0  # of an earlier life that served this queue, too
 
 
-def serve(dispatcher, reactor):
-    """Run the reactor until a signal has stopped it and the dispatcher has drained."""
+def serve(dispatchers, reactor, supervised=None):
+    """Run the reactor until a signal has stopped it and the dispatchers have drained."""
     from twisted.python.log import PythonLoggingObserver
 
     PythonLoggingObserver().start()
-    reactor.callWhenRunning(listen_to_signals, reactor, dispatcher.grace)
-    reactor.callWhenRunning(dispatcher.activate)
+    if supervised:
+        line = supervisor.WorkersEnd(lambda: facts(dispatchers))
+        reactor.callWhenRunning(line.begin, reactor)
+    reactor.callWhenRunning(listen_to_signals, reactor, dispatchers[0].grace)
+    for dispatcher in dispatchers:
+        reactor.callWhenRunning(dispatcher.activate)
     reactor.run()
+
+
+def facts(dispatchers):
+    """What a worker tells its supervisor: plain values."""
+    counts = [dispatcher.getStatistics() for dispatcher in dispatchers]
+    done = sum(count['successful'] + count['failed'] for count in counts)
+    active = sum(len(dispatcher.getActiveJobIds()) for dispatcher in dispatchers)
+    return {'uuids': [str(d.UUID) for d in dispatchers], 'jobs': done, 'active': active}
+
+
+def supervise(args):
+    """Start and watch workers; see `zodbjobs.cli.supervisor`."""
+    limits = supervisor.Limits(args.max_jobs, args.max_memory, args.max_age)
+    servers, uris = shared(args.uris, args.grace)
+    other_servers, others = shared([uri for _, uri in args.zodb or ()], args.grace)
+    zodb = [f'{name}={uri}' for (name, _), uri in zip(args.zodb or (), others, strict=True)]
+    options = [*uris, *given('--queue', args.queue), *given('--channel', args.channel)]
+    options += [*given('--path', args.path), *given('--zodb', zodb)]
+    options += given('--zcml', args.zcml and [args.zcml])
+    for name in ('threads', 'poll_interval', 'grace', 'deployment'):
+        value = getattr(args, name)
+        options += given(f'--{name.replace("_", "-")}', [] if value is None else [value])
+    office = supervisor.Supervisor(
+        lambda number: supervisor.Process(
+            lambda line: supervisor.start_worker(options, number, line)
+        ),
+        args.processes, args.grace, limits, servers + other_servers,
+        ' '.join(without_password(uri) for uri in args.uris),
+    )  # fmt: skip
+    supervisor.Watch(office).run()
+    return office.broken or 0
+
+
+def shared(uris, grace):
+    """(servers for those that are files, the addresses by which workers reach all of them)."""
+    servers, found = [], []
+    for uri in uris:
+        if shared_file.path_of(uri) is not None:
+            servers.append(supervisor.Server(uri, grace + supervisor.MARGIN_SECONDS))
+            uri = servers[-1].client_uri
+        found.append(uri)
+    return servers, found
+
+
+def given(option, values):
+    """Command line arguments that give `option` each of the values."""
+    return [f'{option}={value}' for value in values or ()]
 
 
 def listen_to_signals(reactor, grace):

@@ -1,7 +1,7 @@
 """Somebody to work on a database's jobs, for as long as a block lasts.
 
 Either threads of this process, on a database that it alone has open, or worker
-processes (``zodbjobs run``) on a ZEO server that is started for them.  However
+processes under a supervisor, on the ZEO server that it starts for them.  However
 the block ends, those who work are told to stop, given time to end what they
 do, and waited for.  To be used in the main thread.
 """
@@ -9,21 +9,19 @@ do, and waited for.  To be used in the main thread.
 import contextlib
 import os
 import signal
-import subprocess
-import sys
-import tempfile
 import threading
 
-from zodbjobs import clock, configure, subscribers
+from zodbjobs import configure, subscribers
+from zodbjobs.cli import supervisor
 from zodbjobs.cli.output import CommandError
 from zodbjobs.interfaces import KEY
 from zodbjobs.runtime import dispatcher as dispatchers
 from zodbjobs.runtime.address import open_database
 
 GRACE_SECONDS = 20  # for the jobs that run when it stops; files are read in less than a second
-SERVER_SECONDS = 20  # until the server has its socket; it took 1 to 2
+STOP_LOOK_SECONDS = 0.05  # between two looks whether they have ended
+ENOUGH_ENDS = 4  # in turn, each soon after its start: there is no sense in going on
 JOIN_SECONDS = 1  # for a thread without a job to close its connection
-MARGIN_SECONDS = 10  # what a process may take for its end beside the grace period
 
 
 def pause(seconds):
@@ -48,18 +46,32 @@ def staffed(path, threads, workers, cache_size, module):
 class Staff:
     """Those who work; `db` is the database for whoever gives them work."""
 
-    def __init__(self, db, server=None, workers=()):
+    def __init__(self, db, office=None, logs=()):
         self.db = db
-        self._server = server
-        self._workers = workers
+        self._office = office
+        self._logs = logs
 
     def check(self):
-        """Raise CommandError if nobody is left who could do the work."""
-        if self._server is not None:
-            self._server.check()
-        if self._workers and not any(worker.is_alive() for worker in self._workers):
-            for worker in self._workers:
-                worker.check()
+        """See to the processes; to be called often.  Raises CommandError if none of them lasts."""
+        if self._office is not None:
+            self._office.look()
+            check(self._office, self._logs)
+
+
+def check(office, logs):
+    """Raise CommandError if no process of a Supervisor lasts; `logs` are paths of what they say."""
+    posts = [server.post for server in office.servers], office.workers
+    if not any(all(post.soon >= ENOUGH_ENDS for post in group) for group in posts):
+        return
+    last = [line for log in logs if os.path.exists(log) for line in last_line(log)]
+    raise CommandError(f'the processes end as soon as they are started: {"; ".join(last)}')
+
+
+def last_line(path):
+    """What stands at the end of a log: a list of one text, or none."""
+    with open(path, errors='replace') as log:
+        lines = log.read().strip().splitlines()
+    return [f'{path} ends: {lines[-1]}'] if lines else []
 
 
 @contextlib.contextmanager
@@ -107,94 +119,46 @@ def _resize_agents(db, threads):
 @contextlib.contextmanager
 def _processes(path, threads, workers, cache_size, module):
     folder = os.path.dirname(os.path.abspath(path))
+    logs = [os.path.join(folder, f'worker-{number}.log') for number in range(1, workers + 1)]
+    zeo_log = os.path.join(folder, 'zeo.log')
+    for log in logs:
+        open(log, 'w').close()
     with contextlib.ExitStack() as stack:
         stack.enter_context(_interruptible())
-        # Not beside the database: the path of a socket may have a hundred characters only.
-        place = stack.enter_context(tempfile.TemporaryDirectory(prefix='zodbjobs-'))
-        socket = os.path.join(place, 'zeo')
-        server = Child('ZEO server', os.path.join(folder, 'zeo.log'))
-        stack.callback(server.stop, MARGIN_SECONDS)
-        server.start('-m', 'ZEO.runzeo', '-f', path, '-a', socket)
-        server.wait_for(socket)
-        address = f'zeo://{socket}?connection_cache_size={cache_size}'
-        logs = [os.path.join(folder, f'worker-{n}.log') for n in range(1, workers + 1)]
-        running = [Child(f'worker {n}', log) for n, log in enumerate(logs, 1)]
-        stack.callback(stop_all, running, GRACE_SECONDS + MARGIN_SECONDS)
-        for child in running:
-            options = ('--threads', str(threads), '--grace', str(GRACE_SECONDS))
-            child.start('-m', 'zodbjobs', 'run', address, '--path', module, *options)
-        db = stack.enter_context(contextlib.closing(open_database(address)))
+        server_log = stack.enter_context(open(zeo_log, 'w'))
+        uri = f'file:{path}?connection_cache_size={cache_size}'
+        server = supervisor.Server(uri, GRACE_SECONDS, server_log)
+        options = [server.client_uri, f'--path={module}', f'--threads={threads}']
+        options.append(f'--grace={GRACE_SECONDS}')
+
+        def spawn(number):
+            with open(logs[number - 1], 'a') as log:
+                return supervisor.Process(
+                    lambda line: supervisor.start_worker(options, number, line, log)
+                )
+
+        office = supervisor.Supervisor(spawn, workers, GRACE_SECONDS, servers=[server])
+        stack.enter_context(_at_work(office, [zeo_log, *logs]))
+        db = stack.enter_context(contextlib.closing(open_database(server.client_uri)))
         configure.base()
-        yield Staff(db, server, running)
+        yield Staff(db, office, [zeo_log, *logs])
 
 
-class Child:
-    """A Python process of ours, with a log file."""
-
-    def __init__(self, name, log):
-        self.name, self.log = name, log
-        self.process = None
-        self.told = False
-
-    def start(self, *arguments):
-        """Run Python with `arguments`."""
-        with open(self.log, 'wb') as log:
-            self.process = subprocess.Popen(
-                [sys.executable, *arguments],
-                stdin=subprocess.DEVNULL,
-                stdout=log,
-                stderr=log,
-                start_new_session=True,  # a Ctrl-C is for us; we stop them in good order
-            )
-
-    def is_alive(self):
-        return self.process is not None and self.process.poll() is None
-
-    def check(self):
-        """Raise CommandError if it has ended."""
-        if not self.is_alive():
-            with open(self.log, errors='replace') as log:
-                said = log.read().strip().splitlines()[-1:]
-            raise CommandError(
-                f'the {self.name} has ended with code {self.process.returncode};'
-                f' {self.log} ends: {" ".join(said) or "(empty)"}'
-            )
-
-    def wait_for(self, path):
-        """Wait until it has made the file `path`."""
-        deadline = clock.monotonic() + SERVER_SECONDS
-        while not os.path.exists(path):
-            self.check()
-            if clock.monotonic() > deadline:
-                raise CommandError(f'the {self.name} does not get ready; see {self.log}')
-            pause(0.02)
-
-    def tell_to_stop(self):
-        """Once only: a worker that is told again ends without finishing its jobs."""
-        if self.is_alive() and not self.told:
-            self.told = True
-            self.process.terminate()
-
-    def stop(self, seconds):
-        """See that it has ended, gently within so many seconds, else by force."""
-        self.tell_to_stop()
-        if self.process is None:
-            return
+@contextlib.contextmanager
+def _at_work(office, logs):
+    """Have a Supervisor's processes at work for as long as the block lasts."""
+    try:
+        while not all(server.answers for server in office.servers):
+            pause(office.look())
+            check(office, logs)
+        yield
+    finally:
+        office.stop()
         try:
-            self.process.wait(seconds)
-        except BaseException as error:  # the time is over, or a second Ctrl-C: leave nobody behind
-            self.process.kill()
-            self.process.wait()
-            if not isinstance(error, subprocess.TimeoutExpired):
-                raise
-
-
-def stop_all(children, seconds):
-    """Stop several together: they need their time at the same time."""
-    for child in children:
-        child.tell_to_stop()
-    for child in children:
-        child.stop(seconds)
+            while (seconds := office.look()) is not None:
+                pause(min(seconds, STOP_LOOK_SECONDS))
+        finally:  # a second Ctrl-C: leave nobody behind
+            office.kill()
 
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM)

@@ -1,9 +1,8 @@
-"""Notes: what was written beside a job while it ran.
+"""Annotations: what the application or a running job wrote beside a job.
 
-These are its annotations, by the application or the job itself, and the callbacks that
-were added to it after it was taken.  They live in records of their own, outside
-the job's, so that its completion does not conflict.  A queue keeps them by the
-job's oid, and only for jobs that have some.
+They live in a record of their own, outside the job's, because they are written
+while the job runs and must not make its completion conflict.  A queue keeps
+them by the job's oid and makes a record only for a job that has some.
 """
 
 from collections.abc import MutableMapping
@@ -14,11 +13,10 @@ from persistent import Persistent
 
 
 class Notes(Persistent):
-    """{oid of a job: its annotations} of a queue, and its late callbacks.  Written once."""
+    """{oid of a job: its annotations} of a queue.  Written once."""
 
     def __init__(self):
         self.trees = LOBTree()
-        self.callbacks = LOBTree()  # {oid: tuple of jobs}
 
     def get(self, oid):
         return self.trees.get(oid)
@@ -34,20 +32,8 @@ class Notes(Persistent):
         return self.trees.pop(oid, None)
 
     def drop(self, oid):
-        for tree in (self.trees, self.callbacks):
-            if oid in tree:
-                del tree[oid]
-
-    def late_callbacks(self, oid):
-        """The callbacks that were added to that job while it was under way; a tuple."""
-        return self.callbacks.get(oid, ())
-
-    def add_late_callback(self, oid, callback):
-        self.callbacks[oid] = (*self.late_callbacks(oid), callback)
-
-    def take_late_callbacks(self, oid):
-        """Give them away."""
-        return self.callbacks.pop(oid, ())
+        if oid in self.trees:
+            del self.trees[oid]
 
 
 class Annotations(MutableMapping):

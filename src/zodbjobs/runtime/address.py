@@ -22,7 +22,7 @@ import zodburi
 import zodburi.datatypes
 from ZODB.POSException import POSError
 
-from zodbjobs.runtime import trouble
+from zodbjobs.runtime import shared_file, trouble
 from zodbjobs.runtime.oids import give_ids_once
 
 #: Connections expected at once; more are only warned about, and a dispatcher
@@ -52,14 +52,37 @@ def open_database(uri, **db_options):
     `uri` (a string or a path): ``file:`` ``zeo:`` ``zconfig:`` ``memory:``
     ``postgres:`` (or ``postgresql:``), another scheme zodburi knows, or a path
     without a scheme.  `db_options` go to ZODB.DB and win over what the address
-    says.  Raises AddressError.
+    says.  A file that workers share (``zodbjobs run -n``) is opened through
+    their server.  Raises AddressError.
     """
+
+    def open_all(factory, named):
+        options = {'pool_size': POOL_SIZE, 'cache_size': CACHE_SIZE, **named, **db_options}
+        return _open(factory, options)
+
+    try:
+        return _opened(uri, open_all)
+    except AddressError as exc:
+        # Workers that share a file have a server for it, by which we can have it, too.
+        is_locked = isinstance(exc.__cause__, zc.lockfile.LockError)
+        shared = shared_file.answered_uri(uri) if is_locked else None
+        if shared is None:
+            raise
+    return _opened(shared, open_all)
+
+
+def open_storage(uri):
+    """Open the storage at `uri` alone and return it; raises AddressError."""
+    return _opened(uri, lambda factory, named: factory())
+
+
+def _opened(uri, call):
+    """What `call` returns for the factory and the options of the address, or AddressError."""
     uri = os.fspath(uri)
     scheme, rest = _split(uri)
     factory, named = _resolve(uri, scheme, rest)
-    options = {'pool_size': POOL_SIZE, 'cache_size': CACHE_SIZE, **named, **db_options}
     try:
-        return _open(factory, options)
+        return call(factory, named)
     except Exception as exc:
         reason = _reason(exc, scheme, rest)
         if reason is None:
@@ -67,7 +90,7 @@ def open_database(uri, **db_options):
         # The frames of the failed call hold what it had opened, a file's lock
         # for one, and would do so for as long as somebody keeps the exception.
         traceback.clear_frames(exc.__traceback__)
-        raise AddressError(f'{_without_password(uri)}: {reason}') from exc
+        raise AddressError(f'{without_password(uri)}: {reason}') from exc
 
 
 def _open(factory, options):
@@ -103,9 +126,9 @@ def _resolve(uri, scheme, rest):
         raise
     except (ValueError, KeyError, OSError, ZConfig.ConfigurationError) as exc:
         said = exc.args[0] if isinstance(exc, KeyError) and exc.args else exc
-        raise AddressError(f'{_without_password(uri)}: {said}') from exc
+        raise AddressError(f'{without_password(uri)}: {said}') from exc
     except ImportError as exc:
-        raise AddressError(f'{_without_password(uri)}: {_missing(exc, scheme)}') from exc
+        raise AddressError(f'{without_password(uri)}: {_missing(exc, scheme)}') from exc
 
 
 def _resolver(scheme):
@@ -289,6 +312,7 @@ def _missing(exc, scheme):
     return f'a package is missing: {exc}'
 
 
-def _without_password(uri):
+def without_password(uri):
+    """An address as it may be shown."""
     shown = re.sub(r'(//[^/@:]*):[^/@]*@', r'\1:***@', uri)
     return re.sub(r'([?&]password=)[^&]*', r'\1***', shown)

@@ -110,6 +110,11 @@ def lock_folder():
     if named:
         os.makedirs(named, exist_ok=True)
         return os.path.realpath(named)
+    return own_folder()
+
+
+def own_folder():
+    """The folder for what processes of this user and host share, whatever is named elsewhere."""
     user = os.getuid() if hasattr(os, 'getuid') else 'user'
     folder = os.path.join(os.path.realpath(tempfile.gettempdir()), f'zodbjobs-{user}')
     try:

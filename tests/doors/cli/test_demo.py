@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import threading
+import types
 
 import pytest
 import ZODB
@@ -272,58 +273,30 @@ def test_workers_on_a_server(capsys, folder, database):
     place = os.path.dirname(database)
     for log in ('worker-1.log', 'worker-2.log'):
         assert 'has stopped' in text_of(os.path.join(place, log))
-    assert 'terminated by SIGTERM' in text_of(os.path.join(place, 'zeo.log'))
+    assert 'has stopped' in text_of(os.path.join(place, 'zeo.log'))
     kept, fresh = stored(database, folder)
     assert kept == fresh
     code, report, err = run(capsys, folder, '--db', database)  # and now without a server
     assert code == 0 and 'nothing has changed' in err
 
 
-@pytest.fixture
-def child(tmp_path):
-    made = staff.Child('helper', str(tmp_path / 'helper.log'))
-    yield made
-    made.stop(0)
+class Ended:
+    """Stands for processes that have ended soon after their start, so often in turn."""
+
+    def __init__(self, *often, server=0):
+        self.workers = [types.SimpleNamespace(soon=count) for count in often]
+        self.servers = [types.SimpleNamespace(post=types.SimpleNamespace(soon=server))]
 
 
-@pytest.mark.processes
-def test_a_child_that_has_ended_is_told_with_its_last_words(child):
-    child.start('-c', 'print("first"); raise SystemExit("it is shut")')
-    child.process.wait(30)
-    with pytest.raises(CommandError, match=r'the helper has ended with code 1; .*: it is shut$'):
-        child.check()
-    with pytest.raises(CommandError, match='has ended'):
-        child.wait_for('/nowhere/to/be/found')
-
-
-@pytest.mark.processes
-def test_a_child_that_does_not_stop_is_killed(child, tmp_path):
-    ready = tmp_path / 'ready'
-    child.start(
-        '-c',
-        'import pathlib, signal, sys, threading\n'
-        'signal.signal(signal.SIGTERM, signal.SIG_IGN)\n'
-        'pathlib.Path(sys.argv[1]).touch()\n'
-        'threading.Event().wait()\n',
-        str(ready),
-    )
-    child.wait_for(str(ready))
-    child.check()
-    child.stop(0.1)
-    assert child.process.returncode == -signal.SIGKILL
-
-
-@pytest.mark.processes
 def test_one_worker_is_enough_and_none_is_not(tmp_path):
-    workers = [staff.Child(f'worker {n}', str(tmp_path / f'{n}.log')) for n in (1, 2)]
-    crew = staff.Staff(None, None, workers)
-    for worker in workers:
-        worker.start('-c', 'import threading; threading.Event().wait()')
-    workers[0].stop(10)
-    crew.check()
-    staff.stop_all(workers, 10)
-    with pytest.raises(CommandError, match='worker 1 has ended'):
-        crew.check()
+    log = tmp_path / 'worker-1.log'
+    log.write_text('first\nit is shut\n')
+    logs = [str(log), str(tmp_path / 'none.log')]
+    staff.check(Ended(staff.ENOUGH_ENDS, 0), logs)
+    with pytest.raises(CommandError, match='worker-1.log ends: it is shut$'):
+        staff.check(Ended(staff.ENOUGH_ENDS, staff.ENOUGH_ENDS), logs)
+    with pytest.raises(CommandError, match='end as soon as they are started'):
+        staff.check(Ended(0, 0, server=staff.ENOUGH_ENDS), [])
 
 
 # Asking ------------------------------------------------------------------------------------
