@@ -18,6 +18,7 @@ from zodbjobs import (
     Agent,
     Dispatcher,
     Job,
+    Message,
     NeverRetry,
     Queue,
     Queues,
@@ -30,15 +31,17 @@ from zodbjobs import (
     serial,
     status,
 )
+from zodbjobs.model.claim import Claim
 from zodbjobs.model.compose import Parallel, Serial
 from zodbjobs.model.job import Choice
 from zodbjobs.model.quota import Quota, Quotas
 from zodbjobs.model.registry import DispatcherAgents, Dispatchers
+from zodbjobs.runtime.consumer import Consumer
 from zodbjobs.testing import Reactor
 
 #: Interface -> the classes that implement it.
 CLASSES = {
-    interfaces.IJob: [Job, Choice, Serial, Parallel],
+    interfaces.IJob: [Job, Message, Choice, Serial, Parallel],
     interfaces.IQuota: [Quota],
     interfaces.IQuotas: [Quotas],
     interfaces.IQueue: [Queue],
@@ -49,6 +52,8 @@ CLASSES = {
     interfaces.IRetryPolicy: [
         RetryCommonFourTimes, RetryCommonForever, NeverRetry, type(RetryPolicy(1)(Job(work))),
     ],
+    interfaces.IClaim: [Claim],
+    interfaces.IConsumer: [Consumer],
     interfaces.IDispatcher: [Dispatcher],
     interfaces.IDatabaseOpenedEvent: [interfaces.DatabaseOpened],
 }  # fmt: skip
@@ -135,13 +140,17 @@ def test_objects_keep_what_their_classes_promise(house):
     queue = side.queue
     queue.quotas.create('images')
     queue.quotas.create('disk')
+    queue.put(Message(b'body'))
+    side.commit()
+    consumer = queue.consumer('worker')
+    claim = consumer.claim(0)
     job = queue.put(work)
     choice = job.addCallbacks(success=work)
     objects = [
         queue, side.queues, queue.quotas, queue.quotas['images'], queue.dispatchers, side.record,
         side.agent, job, choice, queue.put(serial(work)), queue.put(parallel(work)),
         job.getRetryPolicy(), NeverRetry(job), RetryPolicy(1)(job), RetryCommonForever(job),
-        interfaces.DatabaseOpened(house.db),
+        interfaces.DatabaseOpened(house.db), consumer, claim,
     ]  # fmt: skip
     seen = set()
     for thing in objects:
@@ -150,6 +159,8 @@ def test_objects_keep_what_their_classes_promise(house):
                 verifyObject(interface, thing)
                 seen.add(interface)
     assert seen == CLASSES.keys() - {interfaces.IDispatcher}
+    side.abort()
+    consumer.close()
 
 
 def test_a_dispatcher_keeps_its_promise(house):

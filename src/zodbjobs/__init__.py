@@ -9,12 +9,14 @@ import typing
 
 import zope.event
 
+from zodbjobs import local
+
 if typing.TYPE_CHECKING:
-    from zodbjobs import local
     from zodbjobs.model.agent import Agent
     from zodbjobs.model.compose import parallel, serial
     from zodbjobs.model.failure import Failure
     from zodbjobs.model.job import Job
+    from zodbjobs.model.message import Message
     from zodbjobs.model.queue import Queue, Queues
     from zodbjobs.model.retry import (
         NeverRetry,
@@ -29,6 +31,7 @@ __all__ = [
     'Dispatcher',
     'Failure',
     'Job',
+    'Message',
     'NeverRetry',
     'Queue',
     'Queues',
@@ -45,6 +48,7 @@ _HOMES = {
     'Dispatcher': 'runtime.dispatcher',
     'Failure': 'model.failure',
     'Job': 'model.job',
+    'Message': 'model.message',
     'NeverRetry': 'model.retry',
     'Queue': 'model.queue',
     'Queues': 'model.queue',
@@ -73,3 +77,10 @@ def _ring(event):
 
 
 zope.event.subscribers.append(_ring)
+
+
+def _make_consumer(name, queues):
+    return importlib.import_module('zodbjobs.runtime.consumer').Consumer(name, queues)
+
+
+local.make_consumer = _make_consumer

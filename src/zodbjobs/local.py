@@ -7,8 +7,13 @@ Outside a job `getJob`, `getQueue`, `getDispatcher`, `getReactor` and
 """
 
 import threading
+import typing
 
 _current = threading.local()
+
+#: Makes a consumer of a name for queues (see IQueue.consumer).  The package's entrance
+#: says how: claims need transactions of their own, which are the runtime's business.
+make_consumer: typing.Any = None
 
 
 #: What `getattr` gives for a thread that runs no job: job, surroundings, stop.

@@ -56,10 +56,10 @@ def at(side, queue, state):
     elif state == ASSIGNED:
         assert queue.claim() is job
     elif state != PENDING:
-        side.commit()
-        (assignment,) = side.claim()
         if state == CALLBACKS:
             job.addCallback(work)
+        side.commit()
+        (assignment,) = side.claim()
         if state in (CALLBACKS, COMPLETED):
             side.retire(side.work(assignment, Failure(ValueError('no'))))
     assert job.status == state
@@ -398,16 +398,36 @@ def test_wishes_for_a_callback_are_kept(queue):
     assert callback.retry_policy_factory is NeverRetry
 
 
-def test_a_callback_added_by_another_client_conflicts_with_the_completion(house, side, queue):
-    """It is either told, or its adder hears that the job moved on."""
+@pytest.mark.parametrize('first', ['callback', 'end'])
+def test_a_callback_added_by_another_client_meets_no_completion(house, side, queue, first):
+    """It is put beside the running job, and follows it in either order of commits."""
     job = queue.put(work)
     side.commit()
     side.claim()
     side.commit()
     other = house.side()
     other.begin()
-    other.twin(job).addCallback(work)
-    side.run(job)
+    callback = other.twin(job).addCallback(work)
+    side.run(job, 'done')
+    for each in (other, side) if first == 'callback' else (side, other):
+        each.commit()
+    side.begin()
+    assert job.callbacks == (side.twin(callback),)
+    assert side.claimed_jobs() == [side.twin(callback)]
+    assert side.twin(callback).call_args() == ('done',)
+
+
+def test_who_changes_a_waiting_job_meets_its_claim_if_it_may_run_but_once(house, side, queue):
+    """Else it could begin, be changed, and begin again."""
+    job = queue.put(work, retry_policy_factory=NeverRetry)
+    look = side.look()
+    look.sort()
+    look.file_rest(leave=0)
+    side.commit()
+    other = house.side()
+    other.begin()
+    other.twin(job).hold()
+    side.claim()
     side.commit()
     with pytest.raises(transaction.interfaces.TransientError):
         other.commit()

@@ -201,8 +201,10 @@ def test_what_had_ended_is_listed(side, queue):
 
 @pytest.mark.parametrize('how', ['deactivate', 'died'])
 def test_callbacks_go_on_elsewhere(house, side, queue, how):
-    (job,) = claimed(side)
+    job = queue.put(work)
     job.addCallback(work)
+    side.commit()
+    side.claim()
     job.begun(1, None)
     job.settled(5)
     side.commit()

@@ -25,7 +25,7 @@ class TestOneJob:
         adding = Wish(world, lambda side: world.add_callback(side, 'a', 'c'))
         end = End(world, 'a')
         run(end, adding)
-        assert adding.conflicts + end.conflicts == 1 and not adding.refused
+        assert adding.conflicts + end.conflicts == 0 and not adding.refused
         world.audit()
 
     def test_is_cancelled(self, world, run):

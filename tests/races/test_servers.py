@@ -6,12 +6,18 @@ On servers, where conflicts are found and resolved by other code than in a file.
 import pytest
 
 from tests.races import test_running, test_waiting
-from tests.races.world import End, Wish
+from tests.races.world import Wish
 
 pytestmark = pytest.mark.parametrize('world', ['zeo', 'postgres'], indirect=True)
 
 
 class TestMerging:
+    def test_a_running_job_gets_a_callback(self, world, run):
+        world.staff(1)
+        world.put('a')
+        world.start('a')
+        test_running.TestOneJob().test_gets_a_callback(world, run)
+
     def test_two_producers_never_meet(self, world, run):
         test_waiting.TestPut().test_two_producers_never_meet(world, run, 1)
 
@@ -26,14 +32,16 @@ class TestRefusing:
     def test_two_take_one_id(self, world, run):
         test_waiting.TestIds().test_two_take_one_id(world, run)
 
-    def test_a_running_job_gets_a_callback(self, world, run):
+    def test_a_running_job_gets_two_callbacks(self, world, run):
         world.staff(1)
         world.put('a')
         world.start('a')
-        adding = Wish(world, lambda side: world.add_callback(side, 'a', 'c'))
-        end = End(world, 'a')
-        run(end, adding)
-        assert adding.conflicts + end.conflicts == 1
+        acts = [
+            Wish(world, lambda side, name=name: world.add_callback(side, 'a', name))
+            for name in 'cd'
+        ]
+        run(*acts)
+        assert sum(act.conflicts for act in acts) == 1
         world.audit()
 
 

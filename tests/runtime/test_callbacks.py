@@ -78,6 +78,35 @@ def wait(value='result'):
     return work(value)
 
 
+def begin(layer, job):
+    """Let the job come into the middle of its work."""
+    transaction.commit()
+    layer.reactor.settle(5, until=layer.dispatcher.getActiveJobIds)
+    transaction.begin()
+    assert job.status == status.ACTIVE
+
+
+def wait_once(value='result'):
+    said.append('begun')
+    assert gate.wait(10)
+    return value
+
+
+def give_waiting():
+    job = Job(wait_once)
+    job.retry_policy_factory = NeverRetry
+    return job
+
+
+def give_parallel():
+    return parallel(Job(wait_once))
+
+
+def give_deferred():
+    waiting.append(Deferred())
+    return waiting[0]
+
+
 def tell(name, result=None):
     said.append((name, result))
     return f'{name} was told'
@@ -318,17 +347,92 @@ class TestLate:
         assert len(job.callbacks) == 4
         assert {each.status for each in job.callbacks} == {status.COMPLETED}
 
-    def test_while_it_runs(self, layer):
-        """Added from outside: its end meets a conflict, and it is told."""
-        job = layer.queue.put(wait)
+    @pytest.mark.parametrize('policy', [None, NeverRetry], ids=['usual', 'never'])
+    def test_while_it_runs(self, layer, policy):
+        """Added from outside: that does not disturb the job, and it is told."""
+        job = layer.queue.put(wait, retry_policy_factory=policy, channel='mine', priority=7)
+        first = job.addCallback(Job(tell, 'first'))
+        begin(layer, job)
+        callback = job.addCallback(Job(tell, 'added'))
+        pair = job.addCallbacks(success=Job(tell, 'yes'))
+        assert job.callbacks == (first, callback, pair)
         transaction.commit()
-        layer.reactor.settle(5, until=layer.dispatcher.getActiveJobIds)
-        transaction.begin()
+        gate.set()
+        finish(layer, job, callback, pair)
+        assert callback.result == 'added was told' and job.result == 'result'
+        assert job.conflicts == 0 and said[:2] == ['work', ('first', 'result')]
+        assert sorted(said[2:]) == [('added', 'result'), ('yes', 'result')]
+        assert callback.parent is job and job.stats()['callbacks'] == 3
+        assert (callback.channel, callback.priority) == ('mine', 7)  # an agent for these took it
+        assert is_idle(layer)
+
+    def test_added_and_not_committed(self, layer):
+        """The caller's transaction counts."""
+        job = layer.queue.put(wait)
+        begin(layer, job)
+        job.addCallback(Job(tell, 'never'))
+        transaction.abort()
+        gate.set()
+        finish(layer, job)
+        assert job.callbacks == () and said == ['work'] and is_idle(layer)
+
+    def test_while_it_runs_in_a_closed_queue(self, layer):
+        """It belongs to work that is under way."""
+        job = layer.queue.put(wait)
+        begin(layer, job)
+        layer.queue.closed = True
         callback = job.addCallback(Job(tell, 'added'))
         transaction.commit()
         gate.set()
+        finish(layer, job, callback)
+        assert said == ['work', ('added', 'result')]
+
+    @pytest.mark.parametrize('call', [give_waiting, give_parallel], ids=['job', 'parallel'])
+    def test_while_it_waits_for_a_job(self, layer, call):
+        """That one must not be disturbed either: its end is written into both."""
+        job = layer.queue.put(call)
+        begin(layer, job)
+        layer.reactor.settle(5, until=lambda: said)
+        callback = job.addCallback(Job(tell, 'added'))
+        transaction.commit()
+        gate.set()
+        finish(layer, job, callback)
+        assert said.count('begun') == 1 and callback.result == 'added was told'
+        assert is_idle(layer)
+
+    def test_while_it_waits_for_a_deferred(self, layer):
+        """The value is not lost, whatever the policy."""
+        job = layer.queue.put(give_deferred, retry_policy_factory=NeverRetry)
+        transaction.commit()
+        layer.reactor.settle(5, until=lambda: layer.dispatcher._threadless)
+        transaction.begin()
+        callback = job.addCallback(Job(tell, 'added'))
+        transaction.commit()
+        waiting[0].callback('value')
+        finish(layer, job, callback)
+        assert (job.result, said) == ('value', [('added', 'value')])
+
+    def test_handed_back_and_taken_out(self, layer):
+        """It goes with its job, and is run when that is put again."""
+        job = layer.queue.put(wait)
+        begin(layer, job)
+        callback = job.addCallback(Job(tell, 'added'))
+        transaction.commit()
+        layer.dispatcher.grace = 0.01
+        layer.dispatcher.deactivate()
+        transaction.begin()
+        assert job.status == callback.status == status.PENDING
+        layer.queue.remove(job)
+        assert callback.status == status.NEW and job.callbacks == (callback,)
+        assert len(layer.queue) == 0
+        transaction.commit()
+        gate.set()
+        layer.dispatcher.activate()
+        layer.reactor.time_flies(10)
+        layer.queue.put(job)
+        said.clear()
         finish(layer, job)
-        assert callback.result == 'added was told' and job.result == 'result'
+        assert said == ['work', ('added', 'result')] and is_idle(layer)
 
     def test_in_the_moment_the_last_one_was_told(self, layer, monkeypatch):
         """Between the last look and COMPLETED."""
@@ -338,6 +442,7 @@ class TestLate:
         finish_now = attempt.Attempt.finish
         monkeypatch.setattr(attempt.Attempt, 'finish', add_and(finish_now))
         finish(layer, job)
+        finish(layer, *job.callbacks)
         assert [each.outcome for each in job.callbacks] == ['success'] * 2
         assert said == ['work', ('first', 'result'), ('between', 'result')]
 

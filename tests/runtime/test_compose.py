@@ -74,6 +74,14 @@ def wait(value):
     return work(value)
 
 
+def put_next(value):
+    local.getJob().queue.put(Job(work, value + 1))
+
+
+def return_results(*jobs):
+    return Job(results, *jobs)
+
+
 def results(*jobs):
     return [job.result for job in jobs]
 
@@ -379,16 +387,25 @@ class TestSerial:
         assert said == [1, 2, 3]
 
     def test_in_a_queue_that_was_closed(self, layer):
-        """The next part cannot be put: the whole fails with that, and no worker is stuck."""
-        job = layer.queue.put(serial(Job(wait, 1), Job(work, 2)))
+        """What is under way is finished: parts, postprocess, and what that returns."""
+        job = layer.queue.put(serial(Job(wait, 1), Job(work, 2), postprocess=return_results))
         transaction.commit()
         layer.reactor.settle(5, until=lambda: begun)
         layer.queue.closed = True
+        with pytest.raises(QueueClosed):
+            layer.queue.put(Job(work, 'outside'))
         transaction.commit()
         gate.set()
         finish(layer, job)
-        assert job.result.check(QueueClosed) and said == [1]
+        assert (job.result, said) == ([1, 2], [1, 2])
         assert is_idle(layer)
+
+    def test_a_part_that_puts_in_a_queue_that_was_closed(self, layer):
+        """What it puts itself is new work: a job that always puts its successor comes to an end."""
+        job = layer.queue.put(Job(put_next, 1), delay=1)
+        layer.queue.closed = True
+        finish(layer, job, attempts=2)
+        assert job.result.check(QueueClosed) and is_idle(layer)
 
     def test_in_a_paused_queue(self, layer):
         """It goes on when the queue does."""

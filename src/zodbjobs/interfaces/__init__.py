@@ -15,6 +15,7 @@ Errors, as a tree::
     +-- DuplicateJobError       an unfinished job has this id (a ValueError)
     +-- MultipleDelayError      begin_after and delay were both given (a ValueError)
     +-- QueueClosed             the queue takes no new jobs
+    +-- QueueFull               as many jobs wait as the queue's capacity allows
     +-- ReassignedError         the job went to another worker meanwhile
     +-- ClaimLost               the lease ended before the claim was used
     +-- DeadlineSoon            a held claim is about to end; carries the claim
@@ -52,6 +53,8 @@ __all__ = [
     'Empty',
     'FeedDeleted',
     'IAgent',
+    'IClaim',
+    'IConsumer',
     'IDatabaseOpenedEvent',
     'IDispatcher',
     'IDispatcherAgents',
@@ -74,6 +77,7 @@ __all__ = [
     'MultipleDelayError',
     'ObjectAdded',
     'QueueClosed',
+    'QueueFull',
     'ReassignedError',
     'TimeLimitExceeded',
     'TimeoutError',
@@ -125,6 +129,10 @@ class MultipleDelayError(ZodbJobsError, ValueError):
 
 class QueueClosed(ZodbJobsError):
     """The queue was closed: it takes no new jobs."""
+
+
+class QueueFull(ZodbJobsError):
+    """As many jobs wait as the capacity of the queue allows."""
 
 
 class ReassignedError(ZodbJobsError):
@@ -320,7 +328,9 @@ class IJob(Interface):
     def addCallback(callback, failure_log_level=None, retry_policy_factory=None):
         """Call `callback` with the result, whatever it is; returns its job.
 
-        On a finished job the callback is queued in the caller's transaction.
+        On a finished job, or on one that runs, the callback becomes a job of the
+        queue in the caller's transaction; that does not disturb the running job.
+        It starts when that is completed, of its priority and in its channel.
         """
 
     def addCallbacks(success=None, failure=None, failure_log_level=None, retry_policy_factory=None):
@@ -394,8 +404,17 @@ class IQueue(Interface):
     parent = Attribute('the mapping of queues')
     quotas = Attribute('IQuotas')
     dispatchers = Attribute('IDispatchers')
-    closed = Attribute('True: put raises QueueClosed; may be set')
+    closed = Attribute(
+        'True: put raises QueueClosed, and only work under way gets its further parts; may be set'
+    )
     paused_until = Attribute('None, or the datetime until which nothing is handed out')
+    capacity = Attribute(
+        'None, or how many jobs may wait before put raises QueueFull; jobs of transactions that'
+        ' are open at the same time are not counted, so it may be exceeded by those'
+    )
+    handler = Attribute(
+        "None, or 'package.module:function' that agents call with the body of each message"
+    )
     order = Attribute("'due': priority, begin_after, put; 'put': priority, put; may be set")
 
     def put(
@@ -435,7 +454,7 @@ class IQueue(Interface):
         asked to stop, or a pair: the second is when its thread is given up.
 
         Raises ValueError or TypeError for what could not be run or stored
-        later, with what to do instead, and QueueClosed; the transaction stays
+        later, with what to do instead, QueueClosed and QueueFull; the transaction stays
         usable and nothing has changed.
         """
 
@@ -453,6 +472,12 @@ class IQueue(Interface):
 
     def putBack(job):
         """Give a claimed job back to its place in the order."""
+
+    def consumer(name):
+        """An IConsumer of this queue, for a worker that is not an agent.
+
+        `name` says what kind of worker it is; many may have the same one.
+        """
 
     def peek():
         """The job that is next, or None."""
@@ -484,6 +509,66 @@ class IQueues(IEnumerableMapping):
 
     identity = Attribute('a text that is unique to this mapping, and to its copies')
     deployment = Attribute('the name of the deployment that may serve them, or None for any')
+
+    def consumer(name, watch=('',)):
+        """An IConsumer of the queues whose names are in `watch`; KeyError for an unknown one."""
+
+
+class IConsumer(Interface):
+    """A worker that claims jobs itself.  For one thread, and the connection of its queues."""
+
+    name = Attribute('what was given when it was made')
+    claims = Attribute('the IClaims that it holds, a tuple')
+    closed = Attribute('whether close() was called')
+
+    def claim(timeout=None, lease=None, filter=None):
+        """Take the next due job of the queues for some time; an IClaim.
+
+        The lease is a commit of its own, in another connection, and then a new
+        transaction begins here; ValueError if the present one has changes.  With
+        nothing to claim it waits `timeout` seconds (None: for ever) and returns
+        None.  `lease` is seconds or a timedelta; without it the put's `lease`
+        counts, or 120 seconds.  `filter` is called with each job that is next,
+        and says whether to take it.
+
+        Raises DeadlineSoon, which carries the claim, if nothing can be claimed and
+        the lease of a held claim ends within a second.
+        """
+
+    def close():
+        """Give back what is still held.  A consumer is a context manager that does this."""
+
+
+class IClaim(Interface):
+    """A job that is lent to a consumer for a time.
+
+    `finish`, `release`, `hold` and `fail` join the transaction of the caller: what
+    the worker has written and the end of the claim are one commit.  They raise
+    ClaimLost where it can be seen that the lease has ended and the job went on
+    without this worker; where it cannot be seen yet, the commit conflicts.  A lease
+    that has ended may still be used as long as nobody else has claimed the job.
+    """
+
+    job = Attribute('the IJob, in the connection of the queue of the consumer')
+    body = Attribute('the bytes of a Message, None for another job')
+    token = Attribute('how often the job was claimed, an int that grows with every claim')
+    expires = Attribute('aware UTC datetime at which the lease ends')
+    deadline_soon = Attribute('whether the lease ends within a second, or has ended')
+
+    def touch():
+        """Let the lease run its full time again, in a commit of its own.  From any thread."""
+
+    def finish(result=None):
+        """Complete the job with this result."""
+
+    def release(delay=0, priority=None):
+        """Give the job back: to its old place, or for `delay` seconds later."""
+
+    def hold(priority=None):
+        """Set the job aside until job.resume()."""
+
+    def fail(exc):
+        """The work raised `exc`: the retry policy of the job says what follows."""
 
 
 class IDispatchers(IEnumerableMapping):

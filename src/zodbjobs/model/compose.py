@@ -14,7 +14,6 @@ from zodbjobs.interfaces import BadStatusError, ZodbJobsError
 from zodbjobs.model.call import Vanished, refuse_broken
 from zodbjobs.model.failure import Failure
 from zodbjobs.model.job import WAITS_FOR_JOB, Job, as_job
-from zodbjobs.model.record import DEFAULT_PRIORITY
 
 
 class Composite(Job):
@@ -86,9 +85,7 @@ class Composite(Job):
         """Put a part if that has not been done; it tells this job when it has finished."""
         if part._status != status.NEW:
             return
-        if part._priority == DEFAULT_PRIORITY and part._channel is None:
-            part._priority, part._channel = self._priority, self._channel
-        self.queue.put(part)
+        self.queue.put_part(part, part.place_beside(self))
 
     def _first_undone(self):
         """The index of the first part that has not finished; the number of parts if none."""

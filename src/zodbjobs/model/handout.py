@@ -11,11 +11,22 @@ Runs in a dispatcher's claim transaction; the runtime commits.
 
 import itertools
 
+from ZODB.broken import Broken
+
 from zodbjobs import status
 from zodbjobs.facts import Assignment
 from zodbjobs.model.call import refuse_broken
 from zodbjobs.model.intake import DEPENDS, LANES, URGENT, Entry
-from zodbjobs.model.ready import CHANNEL, ONCE, PRIORITY, QUOTAS, merged, order_key
+from zodbjobs.model.ready import (
+    CHANNEL,
+    IS_MESSAGE,
+    KIND,
+    PRIORITY,
+    QUOTAS,
+    RUNS_ONCE,
+    merged,
+    order_key,
+)
 
 #: Entries sorted in one round: 15-25 microseconds each, and a claim must stay short.
 SORT_LIMIT = 1000
@@ -62,6 +73,8 @@ class Round:
         self.deadlines = {}  # oid of a job -> Entry, of fresh entries that have a deadline
         self.touched = False  # anything was moved
         self.hindered = False  # a job was left because its agent still lists it
+        #: Without a handler nobody but consumers can do anything with a message.
+        self.takes_messages = queue.settings.handler is not None
 
     # sort
 
@@ -148,7 +161,7 @@ class Round:
         for token, place, group, job in self._candidates(agent):
             if group[PRIORITY] > last_priority:
                 break
-            if len(taken) >= room and (group[ONCE] or len(taken) >= room + ahead):
+            if len(taken) >= room and (group[KIND] & RUNS_ONCE or len(taken) >= room + ahead):
                 if len(taken) >= room + ahead:
                     break
                 continue
@@ -198,7 +211,9 @@ class Round:
         """
         channels = agent.channels
         fresh = sorted(
-            group for group in self.fresh if channels is None or group[CHANNEL] in channels
+            group
+            for group in self.fresh
+            if (channels is None or group[CHANNEL] in channels) and self._is_for_us(group)
         )
         fresh_runs = [list(run) for _, run in itertools.groupby(fresh, key=lambda g: g[PRIORITY])]
         for fresh_run, ready_run in _paired(fresh_runs, self.ready.runs(channels)):
@@ -206,9 +221,12 @@ class Round:
             streams += [
                 self.ready.stream(group, self._has_room)
                 for group in ready_run
-                if self._has_room(group)
+                if self._is_for_us(group) and self._has_room(group)
             ]
             yield from merged(streams)
+
+    def _is_for_us(self, group):
+        return self.takes_messages or not group[KIND] & IS_MESSAGE
 
     def _has_room(self, group):
         return all(self._room(name) > 0 for name in group[QUOTAS])
@@ -240,8 +258,16 @@ class Round:
             return False
 
     def _hand_out(self, agent, item, ahead):
-        token, place, group, job = item
+        token, _, group, job = item
+        oid = self._take_off(item)
+        return self._list(agent, oid, token, job, group[QUOTAS], ahead)
+
+    def _take_off(self, item):
+        """Remove an entry from its lane or tree; returns the oid of its job."""
+        _, place, group, job = item
         oid = int.from_bytes(job._p_oid, 'big')
+        if group[KIND] & RUNS_ONCE and not isinstance(job, Broken):
+            job.claimed_once()
         if isinstance(place, int):
             self.ready.take(group, place)
             self._count(group, -1)
@@ -249,7 +275,7 @@ class Round:
             del place[oid]
             self.fresh[group].remove(item)
             self.deadlines.pop(oid, None)
-        return self._list(agent, oid, token, job, group[QUOTAS], ahead)
+        return oid
 
     def _list(self, agent, oid, token, job, quota_names, ahead):
         if agent.claimed(oid, token, job, ahead, self.now):
@@ -308,26 +334,50 @@ class Round:
 
         What is urgent is not for choosers, which claim so (see `pick`).
         """
-        looked = 0
-        for token, place, group, job in self._candidates(_Anybody):
-            looked += 1
-            if looked > FILTER_LIMIT:
-                return None
-            if group[PRIORITY] == URGENT or not is_current(job, token):
+        item = self.first(filter)
+        if item is None:
+            return None
+        self.take(item)
+        token, _, group, job = item
+        claims = getattr(self.queue, '_v_claims', None)
+        if claims is not None:
+            claims.append((token, group, job))
+        return job
+
+    def first(self, filter=None):
+        """The first due (token, place, group, job) that its quotas and `filter` accept, or None.
+
+        Filings that were withdrawn are taken away.
+        """
+        found, stale = None, []
+        candidates = self._candidates(_Anybody)
+        for item in itertools.islice(candidates, FILTER_LIMIT):
+            token, _, group, job = item
+            if group[PRIORITY] == URGENT:
                 continue
-            if not self._has_room(group) or (filter is not None and not filter(job)):
-                continue
-            self._occupy(group, token, job)
-            if isinstance(place, int):
-                self.ready.take(group, place)
-                self._count(group, -1)
-            else:
-                del place[job.oid]
-            claims = getattr(self.queue, '_v_claims', None)
-            if claims is not None:
-                claims.append((token, group, job))
-            return job
-        return None
+            if was_withdrawn(job, token):
+                stale.append(item)
+            elif (
+                is_current(job, token) and self._has_room(group) and (filter is None or filter(job))
+            ):
+                found = item
+                break
+        for item in stale:
+            self._discard(*item)
+        return found
+
+    def urgent(self):
+        """[(token, place, group, job)] of what has its result already and waits for a worker."""
+        candidates = itertools.takewhile(
+            lambda item: item[2][PRIORITY] == URGENT, self._candidates(_Anybody)
+        )
+        return [item for item in candidates if is_current(item[-1], item[0])]
+
+    def take(self, item):
+        """Take what `first` found off its lane or tree, and its places in quotas."""
+        token, place, group, job = item
+        self._occupy(group, token, job)
+        self._take_off(item)
 
     def file_rest(self, leave=LEFT_IN_LANES):
         """Sort what was not claimed, and bring the count of sorted jobs up to date."""

@@ -12,7 +12,7 @@ from BTrees.Length import Length
 from persistent import Persistent
 
 from zodbjobs import clock
-from zodbjobs.model.ready import Sorted, order_key
+from zodbjobs.model.ready import TIE_BITS, Sorted, order_key
 
 DAY_SECONDS = 86_400
 
@@ -89,6 +89,20 @@ class History(Persistent):
                 self.counts['kept'].change(-1)
         return gone
 
+    def outdated(self, now, limit=SWEEP_LIMIT):
+        """How many `sweep` would forget at `now`; `limit` of each kind are counted at most."""
+        found = 0
+        for kind, until in self._ends(now):
+            tree = getattr(self, kind)
+            old = sum(1 for _ in itertools.islice(tree.keys(max=until), limit))
+            found += max(old, min(limit, self.counts[kind]() - self.keep_count))
+        return found + sum(
+            1 for _ in itertools.islice(self.expiring.keys(max=order_key(now)), limit)
+        )
+
+    def __bool__(self):
+        return any(getattr(self, kind) for kind in self.counts)
+
     def is_due(self, now):
         """Whether `sweep` would find something at `now`."""
         if self.expiring and self.expiring.minKey() <= order_key(now):
@@ -117,6 +131,20 @@ class History(Persistent):
         walk = _merged(self.failed, self.kept)
         failed = ((key, entry) for key, entry in walk if entry[2:] != (False,))
         return itertools.islice(_still_finished(failed), limit)
+
+    def walk(self, failed=None, since=None, before=None):
+        """Yield (microseconds at which it was listed, job), newest first.
+
+        `failed`: only failures (True), only others (False).  `since` and `before`
+        are microseconds, for the moment it was listed: soon after it finished.
+        """
+        trees = {None: (self.done, self.failed), True: (self.failed,), False: (self.done,)}[failed]
+        end = None if before is None else order_key(before)
+        for key, (token, job, *was) in _merged(*trees, self.kept, before=end):
+            if since is not None and key < order_key(since):
+                return
+            if getattr(job, '_token', token) == token and (failed is None or was in ([], [failed])):
+                yield key >> TIE_BITS, job
 
     def undone(self, before=None, limit=LOOK_LIMIT):
         """Look at `limit` entries from the key `before` down (None: from the newest).

@@ -65,7 +65,7 @@ class Entry(typing.NamedTuple):
 
     token: int  # the filing: time << 6 | tie; also the order among equals
     due: int  # microseconds; the job does not start before it.  0: at once.  Or DEPENDS
-    group: tuple  # (priority, channel or '', quota names, once)
+    group: tuple  # (priority, channel or '', quota names, kind)
     job: object
     deadline: int = 0  # microseconds after which it must not start; 0: none
 

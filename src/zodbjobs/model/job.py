@@ -250,9 +250,12 @@ class Job(WishedJob):
         jar = self._p_jar
         if jar is not None:
             job.check_args(jar)
-        queue = self.queue if self.status == status.COMPLETED else None
-        if queue is not None:
-            queue.put_callback(job, self)
+        if self._is_under_way():
+            self.queue.put_callback(job, self)
+            self.queue.notes.add_late_callback(self.oid, job)
+            return job
+        if self._status == status.COMPLETED and self.queue is not None:
+            self.queue.put_callback(job, self)
         else:
             job._parent = self
             if self._status == status.COMPLETED:
@@ -261,6 +264,20 @@ class Job(WishedJob):
                 jar.add(job)
         self._callbacks += (job,)
         return job
+
+    def _is_under_way(self):
+        """Whether somebody else is about to write this record, and must not meet a conflict."""
+        if self._queue_oid is None or self._status == status.ASSIGNED or self._p_changed:
+            return False
+        current = local.getJob()
+        if current is self or getattr(current, '_parent', None) is self:
+            return False  # that is us
+        return self.status in (status.ASSIGNED, status.ACTIVE, status.CALLBACKS)
+
+    @property
+    def callbacks(self):
+        queue = None if self._queue_oid is None else self.queue
+        return self._callbacks + (() if queue is None else queue.notes.late_callbacks(self.oid))
 
     def untold(self):
         """The first callback that has not finished and is ours to run, or None."""
@@ -377,6 +394,7 @@ class Job(WishedJob):
     def taken_out(self, notes=None):
         """It left its queue before it began: it is new again, and keeps its annotations."""
         self._move(status.NEW)
+        self._after = tuple(job for job in self._after if job is not self._parent)
         if notes is not None:
             self._annotations = notes
         self._hold_reason = None
@@ -481,6 +499,14 @@ class Job(WishedJob):
         if self._queue_oid is not None or not ends:
             queue.file_urgently(self)
         return [self] if ends else []
+
+    def takes_back(self, callback):
+        """A callback that was put beside it, while it was under way, comes back to it."""
+        self._callbacks += (callback,)
+
+    def claimed_once(self):
+        """It must not begin twice: who just changes it shall conflict with its claim."""
+        self._p_changed = True
 
     def chosen(self):
         """An agent's chooser claimed it, and the agent lists it now."""

@@ -1,8 +1,9 @@
-"""Annotations: what the application or a running job wrote beside a job.
+"""Notes: what was written beside a job while it ran.
 
-They live in a record of their own, outside the job's, because they are written
-while the job runs and must not make its completion conflict.  A queue keeps
-them by the job's oid and makes a record only for a job that has some.
+These are its annotations, by the application or the job itself, and the callbacks that
+were added to it after it was taken.  They live in records of their own, outside
+the job's, so that its completion does not conflict.  A queue keeps them by the
+job's oid, and only for jobs that have some.
 """
 
 from collections.abc import MutableMapping
@@ -13,10 +14,11 @@ from persistent import Persistent
 
 
 class Notes(Persistent):
-    """{oid of a job: its annotations} of a queue.  Written once."""
+    """{oid of a job: its annotations} of a queue, and its late callbacks.  Written once."""
 
     def __init__(self):
         self.trees = LOBTree()
+        self.callbacks = LOBTree()  # {oid: tuple of jobs}
 
     def get(self, oid):
         return self.trees.get(oid)
@@ -32,8 +34,20 @@ class Notes(Persistent):
         return self.trees.pop(oid, None)
 
     def drop(self, oid):
-        if oid in self.trees:
-            del self.trees[oid]
+        for tree in (self.trees, self.callbacks):
+            if oid in tree:
+                del tree[oid]
+
+    def late_callbacks(self, oid):
+        """The callbacks that were added to that job while it was under way; a tuple."""
+        return self.callbacks.get(oid, ())
+
+    def add_late_callback(self, oid, callback):
+        self.callbacks[oid] = (*self.late_callbacks(oid), callback)
+
+    def take_late_callbacks(self, oid):
+        """Give them away."""
+        return self.callbacks.pop(oid, ())
 
 
 class Annotations(MutableMapping):

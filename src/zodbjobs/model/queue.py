@@ -24,7 +24,7 @@ from zope.component import queryUtility
 from zope.event import notify
 from zope.interface import implementer
 
-from zodbjobs import clock, status
+from zodbjobs import clock, local, status
 from zodbjobs.interfaces import (
     IUUID,
     BadStatusError,
@@ -34,18 +34,29 @@ from zodbjobs.interfaces import (
     JobAdded,
     JobFiled,
     QueueClosed,
+    QueueFull,
 )
 from zodbjobs.model.call import check_storable
 from zodbjobs.model.handout import Round, is_current
 from zodbjobs.model.ids import UniqueIds
-from zodbjobs.model.intake import DEPENDS, URGENT, Entry, Intake
+from zodbjobs.model.intake import DEPENDS, LANES, URGENT, Entry, Intake
 from zodbjobs.model.job import Job, as_job
+from zodbjobs.model.lease import Leases
+from zodbjobs.model.message import checked_handler
 from zodbjobs.model.notes import Notes
 from zodbjobs.model.quota import Quotas
-from zodbjobs.model.ready import TIE_BITS, TIE_MASK, Ready, order_key
+from zodbjobs.model.ready import (
+    IS_MESSAGE,
+    RUNS_ONCE,
+    TIE_BITS,
+    TIE_MASK,
+    Ready,
+    order_key,
+)
 from zodbjobs.model.registry import Dispatchers
 from zodbjobs.model.wishes import (
     check_factory,
+    checked_capacity,
     checked_channel,
     checked_due,
     checked_id,
@@ -65,6 +76,9 @@ ORPHAN_LIMIT = 200
 #: Two filings of one process that fall into the same microsecond are told apart
 #: by moving the later one on; so far a token's time may be ahead of its job's.
 DRIFT = clock.SECOND
+
+#: Jobs at the front of a group that `oldest_due` looks at: some were withdrawn, or are claimed.
+FIRST_LOOKS = 20
 
 #: So many dates of begin_after are remembered to tell their jobs apart.
 DATES = 1000
@@ -105,6 +119,7 @@ class Settings(Persistent):
     closed = False
     paused = None  # None, True, or microseconds until which
     handler = None
+    capacity = None
 
 
 @implementer(IQueue)
@@ -123,6 +138,8 @@ class Queue(Persistent):
         self.notes = Notes()
         self.quotas = Quotas()
         self.dispatchers = Dispatchers(self)
+        self.leases = Leases()
+        self.consumers = OOBTree()  # {name: ConsumerRecord}
         self.settings = Settings()
 
     # put
@@ -149,14 +166,10 @@ class Queue(Persistent):
         time_limit=None,
     ):
         jar = self._jar()
-        if self.settings.closed:
-            raise QueueClosed(f'queue {self.name!r} is closed; set queue.closed = False to open it')
+        self._refuse_if_closed()
         now = clock.micros()
         job = as_job(item)
-        if job.status != status.NEW:
-            raise BadStatusError(f'{job!r} is {job.status}: a job is put once; put a new one')
-        if job._parent is not None and job._parent._status != status.COMPLETED:
-            raise BadStatusError(f'{job!r} is a callback: it runs when {job._parent!r} is done')
+        _refuse_unless_new(job)
         if on_conflict not in CONFLICTS:
             raise ValueError(f'on_conflict is one of {CONFLICTS}, not {on_conflict!r}')
         wishes = {
@@ -177,8 +190,15 @@ class Queue(Persistent):
                 job._quota_names if quota_names is None else quota_names
             ),
         }
+        if id is None or self.ids.get(id) is None:
+            self._refuse_if_full()
+        return self._put(job, wishes, id, on_conflict)
+
+    def _put(self, job, wishes, id=None, on_conflict='raise'):
+        """Put a job with wishes that have been checked: {attribute: value or, unwished, None}."""
+        jar = self._jar()
         job.check_args(jar)
-        check_factory(retry_policy_factory, jar)
+        check_factory(wishes.get('_retry_policy_factory'), jar)
         if job._p_jar is not None and job._p_jar is not jar:
             raise ValueError(f'{job!r} belongs to another connection than the queue')
         if id is not None:
@@ -191,21 +211,44 @@ class Queue(Persistent):
         if job._p_jar is None:
             jar.add(job)
         utility = queryUtility(IUUID)
-        job.enqueued(self._p_oid, now, None if utility is None else utility.bytes)
+        job.enqueued(self._p_oid, clock.micros(), None if utility is None else utility.bytes)
         self.file(job, keep=False)
         if id is not None:
             self.ids.add(id, job)
         notify(JobAdded(job, self))
         return job
 
+    def put_part(self, job, wishes=()):
+        """Put a job that belongs to one under way: also while the queue is closed."""
+        _refuse_unless_new(job)
+        self._put(job, {'_quota_names': self.quotas.check(job._quota_names), **dict(wishes)})
+
+    def _refuse_if_full(self):
+        """Raise QueueFull if as many jobs wait as may."""
+        capacity = self.settings.capacity
+        if capacity is not None and len(self) >= capacity:
+            raise QueueFull(
+                f'queue {self.name!r} is full: {len(self)} jobs wait, and its capacity is'
+                f' {capacity}; try again when some have been taken, or raise queue.capacity'
+            )
+
     def put_callback(self, job, parent):
-        """Put `job`, a callback for `parent`, which has finished."""
+        """Put `job`, a callback for `parent`, which has finished or is under way."""
+        wishes = {'_quota_names': self.quotas.check(job._quota_names), **job.place_beside(parent)}
+        if parent._status == status.COMPLETED:
+            self._refuse_if_closed()
+        else:
+            wishes['_after'] = (parent,)
         job._parent = parent
         try:
-            self.put(job)
+            self._put(job, wishes)
         except Exception:
             job._parent = None
             raise
+
+    def _refuse_if_closed(self):
+        if self.settings.closed:
+            raise QueueClosed(f'queue {self.name!r} is closed; set queue.closed = False to open it')
 
     def _jar(self):
         if self._p_jar is None:
@@ -253,7 +296,7 @@ class Queue(Persistent):
         us = job._token >> TIE_BITS
         if not (keep and job._token and 0 <= us - base <= DRIFT):
             us = _filings.at_once(base) if base == job._put else _filings.on(base)
-        group = (job._priority, job._channel or '', job._quota_names, int(job.runs_once))
+        group = _group_of(job)
         blocked = (job._depends_on or job._after) and job.blockers()
         deadline = 0 if job._begin_by is None or job._attempts else job._due + job._begin_by
         due = job._due if job._due > clock.micros() else 0
@@ -290,11 +333,12 @@ class Queue(Persistent):
 
     # look
 
-    def _waiting(self):
-        """Yield (token, job) of all waiting jobs in claim order."""
+    def _waiting(self, look=None):
+        """Yield (token, job) of all waiting jobs in claim order; for `look` see `waiting`."""
         now = clock.micros()
         due, later, blocked = [], [], []
-        for _, _, entry in self.intake.entries():
+        lanes = (self.intake.entries(look, (lane,)) for lane in range(LANES))
+        for _, _, entry in itertools.chain.from_iterable(lanes):
             if entry.due == DEPENDS:
                 blocked.append((entry.token, entry.job))
             elif entry.due > now:
@@ -312,9 +356,37 @@ class Queue(Persistent):
                     yield token, job
 
     def __iter__(self):
-        for token, job in self._waiting():
-            if is_current(job, token) and job._status == status.PENDING:
+        return self.waiting()
+
+    def waiting(self, look=None, states=(status.PENDING,)):
+        """Yield the waiting jobs in claim order; for monitors, also those in other `states`.
+
+        `look`: of what no dispatcher has sorted yet, look at so many entries of
+        each lane only, the oldest.  A queue that nobody serves may have a
+        million of them, and only reading all would tell their order.
+        """
+        for token, job in self._waiting(look):
+            if is_current(job, token) and job._status in states:
                 yield job
+
+    def oldest_due(self, now, look=None):
+        """The waiting job that has been due for longest at `now` (microseconds), or None.
+
+        One that waits for other jobs is not due.  `look` is as for `waiting`.
+        """
+        found = []
+        for lane in range(LANES):
+            for _, _, entry in self.intake.entries(look, (lane,)):
+                if 0 <= entry.due <= now:
+                    found.append((entry.token, entry.job))
+        for run in self.ready.runs():
+            for group in run:
+                streams = itertools.islice(self.ready.stream(group), FIRST_LOOKS)
+                found += [(token, job) for token, _, _, job in streams]
+        jobs = [
+            job for token, job in found if is_current(job, token) and job._status == status.PENDING
+        ]
+        return min((job for job in jobs if job._due <= now), key=_due, default=None)
 
     def __len__(self):
         ready = self.ready
@@ -357,6 +429,10 @@ class Queue(Persistent):
         if job._id is not None:
             self.ids.discard(job._id, job)
         oid = job.oid
+        for callback in self.notes.take_late_callbacks(oid):
+            if callback.status in (status.PENDING, status.HELD):
+                self._take_out(callback)
+                job.takes_back(callback)
         job.taken_out(self.notes.take(oid))
         self._call_back(oid)
 
@@ -395,6 +471,9 @@ class Queue(Persistent):
         job._move(status.ASSIGNED)
         return job
 
+    def consumer(self, name):
+        return local.make_consumer(name, [self])
+
     def putBack(self, job):
         if job._status != status.ASSIGNED or job.queue is not self:
             raise BadStatusError(f'{job!r} is {job.status}: only a claimed job can be put back')
@@ -430,7 +509,16 @@ class Queue(Persistent):
 
     @handler.setter
     def handler(self, handler):
-        self.settings.handler = handler
+        self.settings.handler = checked_handler(handler)
+        notify(JobFiled(None, self))  # messages that were left to consumers may run now
+
+    @property
+    def capacity(self):
+        return self.settings.capacity
+
+    @capacity.setter
+    def capacity(self, capacity):
+        self.settings.capacity = checked_capacity(capacity)
 
     def pause(self, until=None):
         if until is None:
@@ -483,7 +571,7 @@ class Queue(Persistent):
                 former[-1].ready.dropped.change(-1)
             waiting[job.oid] = (token, job, self)
             return
-        group = (job._priority, job._channel or '', job._quota_names, int(job.runs_once))
+        group = _group_of(job)
         self.ready.file(Entry(token, job._due, group, job), clock.micros())
 
     def settle_count(self):
@@ -557,10 +645,12 @@ class Queue(Persistent):
             'later': len(self.ready.later),
             'held': len(self.held),
             'running': sum(len(agent) for agent in agents),
+            'claimed': len(self.leases),
             'quotas': {q.name: {'size': q.size, 'len': len(q)} for q in self.quotas.values()},
             'dispatchers': len([r for r in self.dispatchers.values() if r.activated]),
             'agents': len(agents),
             'closed': self.closed,
+            'capacity': self.capacity,
             'paused': self.is_paused(now),
             'paused until': self.paused_until,
             'order': self.order,
@@ -614,14 +704,36 @@ class Queues(Persistent, MutableMapping):
     def keys(self):
         return list(self._items)
 
+    def consumer(self, name, watch=('',)):
+        if isinstance(watch, str):
+            raise TypeError(f'watch is a sequence of names of queues: use [{watch!r}]')
+        return local.make_consumer(name, [self[each] for each in dict.fromkeys(watch)])
+
     def __repr__(self):
         return f'<Queues {list(self._items)}>'
+
+
+def _refuse_unless_new(job):
+    if job.status != status.NEW:
+        raise BadStatusError(f'{job!r} is {job.status}: a job is put once; put a new one')
+    if job._parent is not None and job._parent._status != status.COMPLETED:
+        raise BadStatusError(f'{job!r} is a callback: it runs when {job._parent!r} is done')
+
+
+def _due(job):
+    return job._due
 
 
 def _merged(new, known):
     """Merge a list and a sorted iterable of (..., job) without comparing jobs."""
     new.sort(key=lambda item: item[:-1])
     return heapq.merge(new, known, key=lambda item: item[:-1])
+
+
+def _group_of(job):
+    """The group in which a job is sorted (see `ready`)."""
+    kind = RUNS_ONCE * bool(job.runs_once) | IS_MESSAGE * job.is_message
+    return job._priority, job._channel or '', job._quota_names, kind
 
 
 def _checked_jobs(jobs, name, jar):

@@ -1,7 +1,7 @@
 """Sorted jobs: what is due, by group, and what is due later.
 
 Only dispatchers write here, so these may be trees.  A group is (priority,
-channel, quota names, once); groups sort by priority first, so a walk over the
+channel, quota names, kind); groups sort by priority first, so a walk over the
 groups is a walk in claim order, and a full quota or a channel that nobody
 takes skips its whole group at no cost.  Inside a group the key is the filing
 token: microseconds and six bits that tell filings of one instant apart.
@@ -26,7 +26,10 @@ TIE_BITS = 6
 FAR = 2**56
 TIE_MASK = (1 << TIE_BITS) - 1
 
-PRIORITY, CHANNEL, QUOTAS, ONCE = range(4)
+PRIORITY, CHANNEL, QUOTAS, KIND = range(4)
+
+#: Bits of a group's kind: its jobs are never claimed ahead; they are messages.
+RUNS_ONCE, IS_MESSAGE = 1, 2
 
 
 def order_key(us):

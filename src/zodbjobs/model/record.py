@@ -118,6 +118,9 @@ class JobRecord(Persistent):
     _time_limit = None
     _overran = False
 
+    #: Whether its work is bytes, which only a consumer or the queue's handler understands.
+    is_message = False
+
     def __getstate__(self):
         self._p_activate()
         state, extra = {}, {}
@@ -154,7 +157,6 @@ class JobRecord(Persistent):
     id = property(lambda self: self._id)
     depends_on = property(lambda self: self._depends_on)
     after = property(lambda self: self._after)
-    callbacks = property(lambda self: self._callbacks)
     attempts = property(lambda self: self._attempts)
     interruptions = property(lambda self: self._interruptions)
     conflicts = property(lambda self: self._conflicts)
@@ -225,7 +227,7 @@ class JobRecord(Persistent):
             'put': clock.datetime_of(self._put),
             'active start': self.active_start,
             'active end': self.active_end,
-            'callbacks': len(self._callbacks),
+            'callbacks': len(self.callbacks),
             'attempts': self._attempts,
             'interruptions': self._interruptions,
             'conflicts': self._conflicts,

@@ -22,7 +22,11 @@ from zodbjobs.interfaces import (
     IDispatcherAgents,
     IDispatchers,
 )
+from zodbjobs.model.history import DAY_SECONDS
 from zodbjobs.model.job import WAITS_FOR_JOB
+
+#: The record of a dispatcher that ended so long ago, and of which nothing is left, is dropped.
+STALE_SECONDS = 30 * DAY_SECONDS
 
 
 class _Mapping(Persistent):
@@ -76,6 +80,7 @@ class DispatcherAgents(_Mapping):
     """See IDispatcherAgents."""
 
     activated = None
+    ended = None  # microseconds: when it stopped, or was found dead
     dead = False
     host = None
     pid = None
@@ -103,6 +108,7 @@ class DispatcherAgents(_Mapping):
         if self.activated is None:
             raise ValueError(f'{self!r} is not activated')
         self.activated = None
+        self.ended = clock.micros()
         for agent in self.values():
             hand_back(agent, begun=begun)
         notify(DispatcherDeactivated(self))
@@ -115,6 +121,7 @@ class DispatcherAgents(_Mapping):
     def died(self):
         """It was proved to have ended without saying so; its jobs are interrupted ones."""
         self.activated = None
+        self.ended = clock.micros()
         self.dead = True
         for agent in self.values():
             hand_back(agent, interrupted=True)
@@ -130,6 +137,17 @@ class DispatcherAgents(_Mapping):
         for agent in agents:
             hand_back(agent, interrupted=True)
         return bool(agents)
+
+    def is_stale(self, now):
+        """Whether it ended long before `now` (microseconds), and nothing of it is left.
+
+        One that never served is kept: somebody configures it.
+        """
+        if self.activated is not None or self.ended is None:
+            return False
+        if self.ended > now - STALE_SECONDS * clock.SECOND:
+            return False
+        return not any(agent.held_count() or len(agent) or agent.history for agent in self.values())
 
     def __setitem__(self, name, agent):
         if not hasattr(agent, 'running'):

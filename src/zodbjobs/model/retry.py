@@ -13,6 +13,7 @@ import datetime
 from zope.component import queryAdapter
 from zope.interface import classImplements, implementer
 
+from zodbjobs import clock
 from zodbjobs.interfaces import IRetryPolicy
 
 #: The kinds of trouble that the runtime tells apart, under this key of the cache.
@@ -217,3 +218,13 @@ def policy_for(job):
         return RetryCommonForever(job) if named is None else named
     default = queryAdapter(job, IRetryPolicy)
     return RetryCommonFourTimes(job) if default is None else default
+
+
+def due_of(advice):
+    """Microseconds of a policy's datetime or timedelta; 0 for now or earlier."""
+    now = clock.micros()
+    if isinstance(advice, datetime.timedelta):
+        wait = clock.micros_in(advice)
+        return now + wait if wait > 0 else 0
+    due = clock.micros_of(advice)
+    return due if due > now else 0

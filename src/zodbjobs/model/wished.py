@@ -11,7 +11,7 @@ import datetime
 
 from zodbjobs import clock, status
 from zodbjobs.interfaces import BadStatusError
-from zodbjobs.model.record import JobRecord
+from zodbjobs.model.record import DEFAULT_PRIORITY, JobRecord
 from zodbjobs.model.wishes import (
     check_factory,
     checked_channel,
@@ -68,6 +68,12 @@ class WishedJob(JobRecord):
             raise TypeError(f'quota_names is a sequence of names: use ({names!r},)')
         names = tuple(names)
         self._place(_quota_names=names if queue is None else queue.quotas.check(names))
+
+    def place_beside(self, other):
+        """{attribute: value}: where it is put for `other`, unless it has wishes of its own."""
+        if self._priority == DEFAULT_PRIORITY and self._channel is None:
+            return {'_priority': other._priority, '_channel': other._channel}
+        return {}
 
     def _place(self, **changes):
         """Set what decides the place of a job, and file it anew if it waits."""

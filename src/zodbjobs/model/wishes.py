@@ -24,6 +24,14 @@ def checked_priority(priority):
     return priority
 
 
+def checked_capacity(capacity):
+    if capacity is None:
+        return None
+    if isinstance(capacity, bool) or not isinstance(capacity, int) or capacity < 0:
+        raise ValueError(f'capacity is a whole number of waiting jobs, or None, not {capacity!r}')
+    return capacity
+
+
 def checked_channel(channel):
     if channel is not None and not isinstance(channel, str):
         raise TypeError(f'channel is a text or None, not {channel!r}')

@@ -219,7 +219,7 @@ class Attempt:
                 f'{job!r} was interrupted {job.interruptions} times and may not run again;'
                 f' whether its work was done outside the database is not known'
             )
-        self.reschedule(_due_of(advice), begin=False)
+        self.reschedule(retry.due_of(advice), begin=False)
         return None
 
     def _after_overrun(self, job):
@@ -230,7 +230,7 @@ class Attempt:
             return None
         if advice is False:
             return error
-        self.reschedule(_due_of(advice), begin=False)
+        self.reschedule(retry.due_of(advice), begin=False)
         return None
 
     def _shall_stop(self):
@@ -369,7 +369,7 @@ class Attempt:
         if _waits_for(inner, job):
             raise ValueError(f'{job!r} returned {inner!r}, which waits for it')
         if inner._status == status.NEW and inner.parent is None and not self._is_known(inner):
-            job.queue.put(inner)
+            job.queue.put_part(inner)
         if inner._status == status.COMPLETED:
             self._store(job, inner._result)
         else:
@@ -459,7 +459,7 @@ class Attempt:
             return Decision(HOLD if self._shall_be_held() else GIVE_UP), failure
         if advice is True and kind == retry.CONFLICT:
             return Decision(AGAIN), failure
-        due = 0 if advice is True else _due_of(advice)
+        due = 0 if advice is True else retry.due_of(advice)
         if self._is_too_late(due) and kind != retry.DISCONNECTED:
             return Decision(GIVE_UP), failure
         return Decision(LATER, due), failure
@@ -725,16 +725,6 @@ def trouble_kind(error):
     if trouble.is_disconnected(error):
         return retry.DISCONNECTED
     return retry.CONFLICT if trouble.is_conflict(error) else None
-
-
-def _due_of(advice):
-    """Microseconds of a policy's datetime or timedelta; 0 for now or earlier."""
-    now = clock.micros()
-    if isinstance(advice, datetime.timedelta):
-        wait = clock.micros_in(advice)
-        return now + wait if wait > 0 else 0
-    due = clock.micros_of(advice)
-    return due if due > now else 0
 
 
 def _waits_for(inner, job):

@@ -335,7 +335,7 @@ class Dispatcher:
             changed |= shows
             shown |= shows
             retirement = Retirement(queue, clock.micros())
-            for record in queue.dispatchers.values():
+            for record in list(queue.dispatchers.values()):
                 changed |= self._sweep(record, retirement)
         served = set(queues)  # now: the commit shows us queues that were added meanwhile
         if changed:
@@ -375,7 +375,7 @@ class Dispatcher:
                 agent, self._checked.get(agent._p_oid)
             )
             changed |= held
-        return changed
+        return retirement.drop_stale(record) or changed
 
     def _parent_ended(self, job):
         """A job that waited for another one, which it had returned, has its result."""

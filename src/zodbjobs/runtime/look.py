@@ -10,6 +10,7 @@ from zope.event import notify
 
 from zodbjobs import clock
 from zodbjobs.interfaces import JobCompleted
+from zodbjobs.model.claim import take_back
 from zodbjobs.model.handout import Round
 from zodbjobs.runtime.retire import Retirement
 
@@ -48,6 +49,7 @@ class Look:
         rank, count = self._rank()
         look = Round(queue, now, rank, self._complain, bool(self.reports), count, self.seen)
         self._announce(look.expire())
+        self.is_worth_a_commit |= take_back(queue, now)
         found = []
         if queue.is_paused(now):
             paused = queue.settings.paused
@@ -57,7 +59,7 @@ class Look:
             found = self._pick(look)
         self.is_worth_a_commit |= look.touched | bool(queue.intake.prune(now))
         # What is due already and has no room is looked at again when a worker is done.
-        ahead = (queue.ready.next_due(), queue.ready.next_deadline())
+        ahead = (queue.ready.next_due(), queue.ready.next_deadline(), queue.leases.next_end())
         self.wake_at = earliest(
             self.wake_at,
             look.left_until,

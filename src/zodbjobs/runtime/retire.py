@@ -121,6 +121,13 @@ class Retirement:
             job.set_aside('a transaction that ran this job was undone: resume or cancel it')
         return bool(newest or older), key
 
+    def drop_stale(self, record):
+        """Forget the record of a dispatcher that ended long ago, with nothing left of it."""
+        if not record.is_stale(self.now):
+            return False
+        self.queue.dispatchers.unregister(record.UUID)
+        return True
+
     def sweep(self, agent, ended=None):
         """Take parents that are done off the list, and forget what was kept long enough.
 

@@ -1,0 +1,103 @@
+"""Claims on every storage: one holder at a time; who lost the lease commits nothing."""
+
+import threading
+
+import pytest
+import transaction
+from ZODB.POSException import ConflictError
+
+from zodbjobs import Message, Queue, Queues
+from zodbjobs.interfaces import KEY, ClaimLost
+
+
+class Worker:
+    """A client with a consumer."""
+
+    def __init__(self, db):
+        self.manager = transaction.TransactionManager()
+        self.connection = db.open(self.manager)
+        self.root = self.connection.root()
+        self.consumer = self.root[KEY][''].consumer('worker')
+
+    def close(self):
+        self.manager.abort()
+        self.consumer.close()
+        self.connection.close()
+
+
+@pytest.fixture
+def workers(storage):
+    with storage.db.transaction() as connection:
+        queues = connection.root()[KEY] = Queues()
+        queues[''] = Queue()
+    made = [Worker(storage.open()) for _ in range(2)]
+    yield made
+    for worker in made:
+        worker.close()
+
+
+def put(worker, *bodies):
+    worker.manager.begin()
+    for body in bodies:
+        worker.root[KEY][''].put(Message(body))
+    worker.manager.commit()
+
+
+def test_who_lost_the_lease_commits_nothing(workers):
+    first, second = workers
+    put(first, b'1')
+    slow = first.consumer.claim(0, lease=0.05)
+    fast = second.consumer.claim(10)
+    assert (fast.body, fast.token) == (b'1', 2)
+    first.root['mine'] = True  # in a transaction that cannot see the second claim yet
+    slow.finish()
+    with pytest.raises(ConflictError):
+        first.manager.commit()
+    first.manager.begin()
+    with pytest.raises(ClaimLost):
+        slow.finish()
+    fast.finish('done')
+    second.manager.commit()
+    first.manager.begin()
+    assert 'mine' not in first.root
+    assert first.connection.get(slow.job._p_oid).result == 'done'
+
+
+def test_touches_do_not_disturb_the_work(workers):
+    first, second = workers
+    put(first, b'1')
+    claim = first.consumer.claim(0, lease=0.4)
+    done = threading.Event()
+    first.root['mine'] = True
+    found = []
+    thread = threading.Thread(target=lambda: found.append(second.consumer.claim(0.8)))
+    thread.start()
+    while not done.wait(0.1) and thread.is_alive():
+        claim.touch()
+    thread.join()
+    assert found == [None]
+    claim.finish('done')
+    first.manager.commit()
+    assert first.root['mine']
+
+
+def test_every_job_is_claimed_once(workers):
+    put(workers[0], *[b'%d' % number for number in range(20)])
+    done, errors = [], []
+
+    def consume(worker):
+        try:
+            while (claim := worker.consumer.claim(0)) is not None:
+                done.append(claim.body)
+                claim.finish()
+                worker.manager.commit()
+        except Exception as error:  # noqa: BLE001 - told by the test
+            errors.append(error)
+
+    threads = [threading.Thread(target=consume, args=(worker,)) for worker in workers]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert errors == []
+    assert sorted(done) == sorted(b'%d' % number for number in range(20))
