@@ -67,19 +67,24 @@ def getDefaultQueue(obj):
     return getattr(obj, '_p_jar', obj).root()[KEY]['']
 
 
-def minimal():
-    """Register what a process needs that puts jobs: adapters to jobs, and its UUID."""
-    provide = zope.component.provideAdapter
-    ITransactionManager = transaction.interfaces.ITransactionManager
-    for adapted in (persistent.interfaces.IPersistent, ZODB.interfaces.IConnection):
-        provide(transaction_manager_of, adapts=(adapted,), provides=ITransactionManager)
+def provide_job_factory(factory):
+    """Let functions and methods that are put become jobs by way of `factory`, a class of jobs."""
     for adapted in (
         types.FunctionType,
         types.MethodType,
         types.BuiltinFunctionType,
         type([].__len__),
     ):
-        provide(Job, adapts=(adapted,), provides=IJob)
+        zope.component.provideAdapter(factory, adapts=(adapted,), provides=IJob)
+
+
+def minimal():
+    """Register what a process needs that puts jobs: adapters to jobs, and its UUID."""
+    provide = zope.component.provideAdapter
+    ITransactionManager = transaction.interfaces.ITransactionManager
+    for adapted in (persistent.interfaces.IPersistent, ZODB.interfaces.IConnection):
+        provide(transaction_manager_of, adapts=(adapted,), provides=ITransactionManager)
+    provide_job_factory(Job)
     if zope.component.queryUtility(IUUID) is None:
         zope.component.provideUtility(process_uuid(), IUUID)
 

@@ -17,6 +17,7 @@ from zope.configuration.fields import GlobalObject, Tokens
 from zope.interface import Interface
 from zope.schema import Bool, Float, Int, TextLine
 
+from zodbjobs.configure import provide_job_factory
 from zodbjobs.interfaces import KEY, DispatcherActivated, IJob, IRetryPolicy
 from zodbjobs.model.agent import Agent
 from zodbjobs.model.retry import RetryPolicy
@@ -29,7 +30,7 @@ from zodbjobs.subscribers import (
 )
 
 #: In which order what was configured is done, wherever it stands in the files.
-QUEUES, QUOTAS, AGENTS, DISPATCHER = 10, 20, 30, 40
+QUEUES, QUOTAS, AGENTS, DISPATCHER, JOB_FACTORY = 10, 20, 30, 40, 50
 
 #: The agent that serves a queue for which no agent is configured.
 DEFAULT_AGENT = 'main'
@@ -102,6 +103,12 @@ class IRetryPolicyDirective(Interface):
     on_exhausted = TextLine(title="'fail' or 'hold'", required=False)
 
 
+class IJobFactoryDirective(Interface):
+    """Let functions and methods that are put become jobs of this class."""
+
+    factory = GlobalObject(title='Callable that takes the call')
+
+
 def queue(_context, name='', database=None):
     """See IQueueDirective."""
     _at_opening(
@@ -168,6 +175,12 @@ def retryPolicy(_context, name='', factory=None, retries=None, backoff=None, on_
         zope.component.provideAdapter,
         (factory, (IJob,), IRetryPolicy, name),
     )
+
+
+def jobFactory(_context, factory):
+    """See IJobFactoryDirective."""
+    # Last, to replace what configure.zcml registers wherever that is included.
+    _context.action('zodbjobs job factory', provide_job_factory, (factory,), order=JOB_FACTORY)
 
 
 def _at_opening(_context, discriminator, order, deed):

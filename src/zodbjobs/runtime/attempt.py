@@ -712,8 +712,11 @@ class _Hook:
         if not self.done or type(self.job).tearDown is Job.tearDown:
             return
         try:
-            attempt.tm.begin()
-            self.job.tearDown(self.info)
+            try:
+                attempt.tm.begin()
+            finally:  # the thread has to be cleared of what setUp left there, storage or no storage
+                # By the class: to look it up in a job whose record is out of reach would raise.
+                type(self.job).tearDown(self.job, self.info)
             attempt.tm.commit()
         except BaseException:  # noqa: BLE001 - user code, after the commit: the outcome stands
             log.critical('tearDown of %r failed', self.job, exc_info=True)

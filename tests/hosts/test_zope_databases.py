@@ -1,0 +1,95 @@
+"""Zope with the jobs in a database of their own, and with workers beside it over ZEO."""
+
+import contextlib
+import signal
+
+import pytest
+
+pytest.importorskip('Zope2')
+
+from support import FILE, ZEO, Instance, wait_until
+
+from zodbjobs.testing.storages import zeo_database
+
+pytestmark = pytest.mark.processes
+
+BOB = 'bob:secret'
+
+
+@contextlib.contextmanager
+def running(instance):
+    instance.start()
+    try:
+        yield instance
+    finally:
+        instance.stop()
+
+
+def test_jobs_in_a_database_of_their_own(tmp_path):
+    more = [('async', '/async', FILE)]
+    instance = Instance(tmp_path, 'zodbjobs-multidb-configure.zcml', more_databases=more)
+    with running(instance) as zope:
+        zope.probe('make', id='site1')
+        assert zope.probe('databases', '/site1') == [['async', '']]
+        found = zope.result(zope.probe('surroundings', '/site1', BOB))
+        assert (found['user'], found['site']) == ('bob', '/site1')
+        assert zope.result(zope.probe('count', '/site1')) == 1
+        assert zope.result(zope.probe('measured_blob', '/site1', text='data')) == 4
+        assert zope.probe('read_blob', '/site1') == 'data'
+        reply = zope.ask('/site1/@@order-by-service', BOB, number='9')
+        address = reply.headers['Location'].partition(str(zope.port))[2]
+        assert wait_until(lambda: zope.ask(address, BOB).json['outcome'] == 'success')
+
+
+@contextlib.contextmanager
+def working(zope, *words):
+    """A worker beside the instance, until the end, when it must stop well."""
+    worker = zope.start_worker(*words)
+    try:
+        yield worker
+        worker.send_signal(signal.SIGTERM)
+        assert worker.wait(30) == 0, zope.log('worker.log')
+    finally:
+        worker.kill()
+        worker.wait()
+
+
+@pytest.fixture(scope='module')
+def producer(tmp_path_factory):
+    """An instance that only puts, on a ZEO server."""
+    folder = tmp_path_factory.mktemp('zeo')
+    with zeo_database(folder) as place:
+        place.close()  # the instance opens what the server has
+        storage = ZEO.replace('{port}', str(place.server.port))
+        instance = Instance(folder / 'zope', 'zodbjobs-producer-configure.zcml', storage)
+        with running(instance) as zope:
+            zope.probe('make', id='site1')
+            yield zope
+
+
+def test_workers_beside_the_instance(producer):
+    zope = producer
+    oid = zope.probe('surroundings', '/site1', BOB)
+    assert zope.probe('job', oid=oid)['status'] == 'pending'  # nobody is there
+    with working(zope, '--threads', '2') as worker:
+        found = zope.result(oid)
+        assert found['pid'] == worker.pid
+        assert (found['user'], found['site'], found['language']) == ('bob', '/site1', 'de')
+        assert zope.result(zope.probe('view', '/site1', BOB, name='report')) == 'Report: 1 invoices'
+    assert 'SIGTERM: stopping' in zope.log('worker.log')
+
+
+def test_two_workers_do_each_job_once(producer):
+    zope = producer
+    with working(zope), working(zope):
+        oids = [zope.probe('count', '/site1') for _ in range(20)]
+        assert sorted(zope.result(oid) for oid in oids) == list(range(1, 21))
+
+
+def test_a_worker_with_an_instance_home_of_its_own(producer, tmp_path):
+    storage = (producer.home / 'etc' / 'zope.conf').read_text()
+    port = storage.partition('127.0.0.1:')[2].split()[0]
+    home = Instance(tmp_path, 'zodbjobs-worker-configure.zcml', ZEO.replace('{port}', port))
+    with working(home) as worker:
+        assert producer.result(producer.probe('surroundings', '/site1'))['pid'] == worker.pid
+    assert 'has stopped' in home.log('worker.log')
