@@ -16,12 +16,39 @@ import sys
 
 from zodbjobs.cli.output import INTERRUPTED, WRONGLY_ASKED, CommandError, say
 
-#: command -> (its module, what it is for, in a line)
+#: command -> (its module, or 'module:object', what it is for, in a line)
 COMMANDS = {
     'adopt': ('zodbjobs.cli.adopt', 'let a database, such as a copy, belong to a deployment'),
+    'agent': ('zodbjobs.cli.act:agent', 'set the size or the channels of agents'),
+    'agents': ('zodbjobs.cli.see:agents', 'list the agents'),
+    'cancel': ('zodbjobs.cli.act:cancel', 'cancel jobs'),
+    'clear': ('zodbjobs.cli.act:clear', 'take all waiting jobs out of a queue'),
+    'completion': ('zodbjobs.cli.completion', 'let a shell complete these commands'),
+    'count': ('zodbjobs.cli.see:count', 'say how many jobs there are'),
     'demo': ('zodbjobs.cli.demo', 'index a folder of Python sources, as a show of it all'),
-    'health': ('zodbjobs.cli.health', 'one line and an exit code, for probes'),
+    'dispatchers': ('zodbjobs.cli.see:dispatchers', 'list the dispatchers'),
+    'doctor': ('zodbjobs.cli.check:doctor', "look for what needs somebody's attention"),
+    'health': ('zodbjobs.cli.check:health', 'one line and an exit code, for probes'),
+    'hold': ('zodbjobs.cli.act:hold', 'set waiting jobs aside'),
+    'job': ('zodbjobs.cli.see:job', 'show all that is known about a job'),
+    'jobs': ('zodbjobs.cli.see:jobs', 'list jobs'),
+    'last': ('zodbjobs.cli.see:last', 'show the job that finished last'),
+    'lint': ('zodbjobs.cli.check:lint', 'find waiting jobs that the code here cannot run'),
+    'next': ('zodbjobs.cli.see:next_', 'show the job that is claimed next'),
+    'pack': ('zodbjobs.cli.act:pack', 'give back the space of old states'),
+    'pause': ('zodbjobs.cli.act:pause', 'let a queue hand out nothing'),
+    'prune': ('zodbjobs.cli.act:prune', 'forget old finished jobs and dead dispatchers'),
+    'put': ('zodbjobs.cli.act:put', 'put a job that calls a function'),
+    'queues': ('zodbjobs.cli.see:queues', 'list the queues'),
+    'quota': ('zodbjobs.cli.act:quota', 'make a quota, or set its size'),
+    'resume': ('zodbjobs.cli.act:resume', 'let held jobs wait for their turn again'),
+    'retry': ('zodbjobs.cli.act:retry', 'run failed jobs again'),
     'run': ('zodbjobs.cli.run', 'a worker process for a database, until it is told to stop'),
+    'stats': ('zodbjobs.cli.see:stats', 'figures of the jobs that ended lately'),
+    'status': ('zodbjobs.cli.see:status', 'how the queues stand and who serves them'),
+    'traceback': ('zodbjobs.cli.see:traceback', 'show why a job failed'),
+    'unpause': ('zodbjobs.cli.act:unpause', 'let a queue hand out jobs again'),
+    'why': ('zodbjobs.cli.see:why', 'say why a job does not run'),
 }
 
 BROKEN_PIPE = 141  # what a shell shows for a program ended by SIGPIPE
@@ -33,6 +60,8 @@ examples:
   zodbjobs run file:///srv/app/Data.fs   work on the jobs of a database
   zodbjobs run zeo://localhost:9991 --path src --threads 8
   zodbjobs run Data.fs -n 4              the same in four processes that share the file
+  zodbjobs status zeo://localhost:9991   how its queues stand
+  zodbjobs why zeo://localhost:9991 4711 why a job does not run
 """
 
 
@@ -59,7 +88,7 @@ def main(argv=None):
         top_parser().print_help(sys.stderr)
         return WRONGLY_ASKED
     asked = top_parser().parse_args(argv)
-    module = importlib.import_module(COMMANDS[asked.command][0])
+    module = module_of(asked.command)
     parser = argparse.ArgumentParser(
         prog=f'zodbjobs {asked.command}', formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -81,9 +110,16 @@ def main(argv=None):
     return code
 
 
+def module_of(command):
+    """What stands for a command: a module, or an object in one, with the two functions."""
+    path, _, name = COMMANDS[command][0].partition(':')
+    module = importlib.import_module(path)
+    return getattr(module, name) if name else module
+
+
 def top_parser():
     """What stands before the command, and the help that lists the commands."""
-    lines = [f'  {name:<8}{purpose}' for name, (_, purpose) in COMMANDS.items()]
+    lines = [f'  {name:<13}{purpose}' for name, (_, purpose) in COMMANDS.items()]
     parser = argparse.ArgumentParser(
         prog='zodbjobs',
         usage='zodbjobs [-h] [--version] COMMAND ...',

@@ -223,11 +223,13 @@ def trouble_with(job):
     if isinstance(job, Broken):
         return f'its class {type(job).__module__}.{type(job).__name__} cannot be imported'
     try:
-        resolved(job._call)
+        call = resolved(job._call)
     except Vanished as error:
         return str(error)
     except Exception as error:  # noqa: BLE001 - importing runs anything
         return f'{job.call_name} cannot be imported: {type(error).__name__}: {error}'
+    if not callable(call):
+        return f'{job.call_name} cannot be called: it is {call!r}'
     for what, value in [
         *((f'argument {number}', arg) for number, arg in enumerate(job.args, 1)),
         *((f'argument {name}', arg) for name, arg in job.kwargs.items()),
