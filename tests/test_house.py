@@ -34,7 +34,18 @@ FLOORS = {
 HEIGHTS = {room: height for height, rooms in enumerate(FLOORS.values()) for room in rooms}
 
 #: What the other stored classes are built of.
-STRUCTURES = {'call', 'ids', 'intake', 'lease', 'notes', 'owned', 'ready', 'sequence', 'tally'}
+STRUCTURES = {
+    'call',
+    'ids',
+    'intake',
+    'lease',
+    'notes',
+    'owned',
+    'ready',
+    'sequence',
+    'shard',
+    'tally',
+}
 
 #: floor -> what it never imports from outside.  Time comes from `clock`.
 NEVER = {

@@ -18,6 +18,8 @@ from zodbjobs import (
     Agent,
     Dispatcher,
     Job,
+    Loop,
+    Loops,
     Message,
     NeverRetry,
     Queue,
@@ -49,6 +51,8 @@ CLASSES = {
     interfaces.IDispatchers: [Dispatchers],
     interfaces.IDispatcherAgents: [DispatcherAgents],
     interfaces.IAgent: [Agent],
+    interfaces.ILoop: [Loop],
+    interfaces.ILoops: [Loops],
     interfaces.IRetryPolicy: [
         RetryCommonFourTimes, RetryCommonForever, NeverRetry, type(RetryPolicy(1)(Job(work))),
     ],
@@ -150,7 +154,7 @@ def test_objects_keep_what_their_classes_promise(house):
         queue, side.queues, queue.quotas, queue.quotas['images'], queue.dispatchers, side.record,
         side.agent, job, choice, queue.put(serial(work)), queue.put(parallel(work)),
         job.getRetryPolicy(), NeverRetry(job), RetryPolicy(1)(job), RetryCommonForever(job),
-        interfaces.DatabaseOpened(house.db), consumer, claim,
+        interfaces.DatabaseOpened(house.db), consumer, claim, Loop(), Loops(),
     ]  # fmt: skip
     seen = set()
     for thing in objects:
@@ -223,7 +227,9 @@ def test_all_is_what_there_is():
         for name, value in vars(interfaces).items()
         if not name.startswith('_') and is_ours(value) and name != 'ObjectEvent'
     }
-    assert set(interfaces.__all__) == defined | {'KEY'} | {state.upper() for state in status.STATES}
+    assert set(interfaces.__all__) == defined | {'KEY', 'LOOPS_KEY'} | {
+        state.upper() for state in status.STATES
+    }
     assert len(interfaces.__all__) == len(set(interfaces.__all__))
 
 

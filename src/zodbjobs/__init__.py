@@ -16,6 +16,7 @@ if typing.TYPE_CHECKING:
     from zodbjobs.model.compose import parallel, serial
     from zodbjobs.model.failure import Failure
     from zodbjobs.model.job import Job
+    from zodbjobs.model.loop import Batch, Loop, Loops
     from zodbjobs.model.message import Message
     from zodbjobs.model.queue import Queue, Queues
     from zodbjobs.model.retry import (
@@ -28,9 +29,12 @@ if typing.TYPE_CHECKING:
 
 __all__ = [
     'Agent',
+    'Batch',
     'Dispatcher',
     'Failure',
     'Job',
+    'Loop',
+    'Loops',
     'Message',
     'NeverRetry',
     'Queue',
@@ -45,9 +49,12 @@ __all__ = [
 
 _HOMES = {
     'Agent': 'model.agent',
+    'Batch': 'model.loop',
     'Dispatcher': 'runtime.dispatcher',
     'Failure': 'model.failure',
     'Job': 'model.job',
+    'Loop': 'model.loop',
+    'Loops': 'model.loop',
     'Message': 'model.message',
     'NeverRetry': 'model.retry',
     'Queue': 'model.queue',

@@ -26,6 +26,7 @@ Errors, as a tree::
 from zope.interface import Attribute, Interface, implementer
 from zope.interface.common.mapping import IEnumerableMapping
 
+from zodbjobs.interfaces.loop import LOOPS_KEY, ILoop, ILoops
 from zodbjobs.status import ACTIVE, ASSIGNED, CALLBACKS, COMPLETED, HELD, NEW, PENDING
 
 __all__ = [
@@ -35,6 +36,7 @@ __all__ = [
     'COMPLETED',
     'HELD',
     'KEY',
+    'LOOPS_KEY',
     'NEW',
     'PENDING',
     'AbortedError',
@@ -60,6 +62,8 @@ __all__ = [
     'IDispatcherAgents',
     'IDispatchers',
     'IJob',
+    'ILoop',
+    'ILoops',
     'IQueue',
     'IQueues',
     'IQuota',

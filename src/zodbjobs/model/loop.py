@@ -1,0 +1,416 @@
+"""Loops: ids that must stay fresh, worked by many, the stalest first.
+
+A loop remembers of each id when it was last updated and until when somebody has
+it locked.  Workers `get` the ids that have waited longest, update what they
+stand for, and say `did`; whatever else happens, every id comes round.  The verbs
+and their rules are doloop's, with its holes closed: a batch remembers its lease,
+a bump that comes meanwhile is kept, nothing is committed or rolled back.
+
+The ids are spread over shards (`shard`), so that workers who take ids at the
+same time take them from different ones.  Runs in the caller's transaction, on
+objects of the caller's connection.
+"""
+
+import datetime
+import heapq
+import itertools
+import math
+import operator
+import random
+from collections.abc import Iterable, MutableMapping
+from zlib import crc32
+
+from BTrees.OOBTree import OOBTree
+from persistent import Persistent
+from zope.interface import implementer
+
+from zodbjobs import clock
+from zodbjobs.interfaces import ILoop, ILoops
+from zodbjobs.model.census import Census
+from zodbjobs.model.intake import LANES, lane_number
+from zodbjobs.model.shard import (
+    ADD,
+    BUMP,
+    DID,
+    FREE,
+    REMOVE,
+    UNLOCK,
+    Lease,
+    Shard,
+    Slip,
+    after,
+    is_held,
+)
+
+#: Enough for as many workers; a loop costs about 8 kB by this.
+SHARDS = 16
+
+#: Ids added at once to one shard are sorted in at once: a first load of a million must not lie
+#: in slips until somebody takes some.
+ADD_AT_ONCE = 64
+
+#: A shard with more slips is sorted by whoever takes ids, from wherever.
+LEFT_UNSORTED = 256
+
+#: What has waited less than this much longer counts as equally long.
+NEARLY = 1.1
+
+#: Locks and ages are not longer than a thousand years.
+LONGEST_SPAN = 1000 * 366 * 86_400 * clock.SECOND
+
+
+class Batch(list):
+    """The ids that a `get` has taken, in the order in which they are due.
+
+    `token` is the number of the lease, `expires` the aware UTC datetime when it
+    ends.  A slice is a batch of the same lease.  It holds plain values, so it can
+    be given to a job, another connection or another process.
+    """
+
+    def __init__(self, ids=(), token=None, expires=None):
+        super().__init__(ids)
+        self.token = token
+        self.expires = expires
+
+    def __getitem__(self, index):
+        found = super().__getitem__(index)
+        return Batch(found, self.token, self.expires) if isinstance(index, slice) else found
+
+
+@implementer(ILoop)
+class Loop(Persistent):
+    """See ILoop.
+
+    `shards` is how many parts the ids are spread over.  With one, ids are taken
+    in the exact order of their waiting, by one worker at a time.
+    """
+
+    runners = ()
+
+    def __init__(self, shards=SHARDS):
+        if isinstance(shards, bool) or not isinstance(shards, int) or shards < 1:
+            raise ValueError(f'shards is a whole number from 1 on, not {shards!r}')
+        now = clock.micros()
+        self.shards = tuple(Shard(now) for _ in range(shards))
+
+    # the application's verbs
+
+    def add(self, ids, updated=False, test=False):
+        slip = Slip(ADD, clock.micros(), (), bool(updated))
+        return self._say(slip, ids, test)
+
+    def remove(self, ids, test=False):
+        return self._say(Slip(REMOVE, clock.micros(), ()), ids, test)
+
+    def did(self, ids, auto_add=True, test=False):
+        return self._end(DID, ids, auto_add, test)
+
+    def unlock(self, ids, auto_add=True, test=False):
+        return self._end(UNLOCK, ids, auto_add, test)
+
+    def bump(self, ids, lock_for=0, auto_add=True, test=False):
+        now = clock.micros()
+        slip = Slip(BUMP, now, (), now + _span(lock_for, 'lock_for'), bool(auto_add))
+        return self._say(slip, ids, test)
+
+    def _end(self, kind, ids, auto_add, test):
+        token = getattr(ids, 'token', None)
+        adds = bool(auto_add) and token is None  # an id of a batch that is gone was removed
+        return self._say(Slip(kind, clock.micros(), (), token, adds), ids, test)
+
+    def _say(self, slip, ids, test):
+        """Leave `slip` for those of `ids` that it changes; returns how many it changes."""
+        ids = _listed(ids)
+        self._check_order(ids)
+        count = 0
+        for number, some in self._by_shard(ids).items():
+            shard = self.shards[number]
+            pending = shard.pending()
+            changed, leases = [], []
+            for id in some:
+                state = self._state(shard, id, pending)
+                if slip.value is not None and slip.kind in (DID, UNLOCK):
+                    if not is_held(state, slip.value):
+                        continue
+                    leases.append(state.lease)
+                changed_state = after(state, slip)
+                if changed_state != state or (slip.kind == DID and state is not None):
+                    changed.append(id)
+            count += len(changed)
+            if changed and not test:
+                self._leave(shard, slip._replace(ids=changed))
+                for lease in leases[:1]:
+                    lease.changed()
+        if count and not test:
+            self._wake(slip)
+        return count
+
+    def _leave(self, shard, slip):
+        shard.slips.leave(slip)
+        if slip.kind == ADD and len(slip.ids) > ADD_AT_ONCE:
+            shard.sort(slip.time)
+
+    @staticmethod
+    def _state(shard, id, pending):
+        try:
+            return shard.state(id, pending)
+        except TypeError:  # it cannot be ordered with those that are here
+            return None
+
+    def _check_order(self, ids):
+        """Raise TypeError or ValueError unless ids can be ordered with one that is here."""
+        walks = (shard.some_ids() for shard in self.shards)
+        known = (id for walk in walks for id in walk if id is not None)
+        sample = next(itertools.chain(known, (id for id in ids if id is not None)), None)
+        for id in ids:
+            if id != id:
+                raise ValueError(f'{id!r} cannot be an id: it is not equal to itself')
+            try:
+                if id is not None:
+                    operator.lt(id, sample)
+            except TypeError:
+                raise TypeError(
+                    f'{id!r} cannot be an id here: it cannot be ordered with ids such as'
+                    f' {sample!r}; keep a loop for each kind of thing'
+                ) from None
+
+    def _by_shard(self, ids):
+        found = {}
+        for id in ids:
+            found.setdefault(_hash(id) % len(self.shards), []).append(id)
+        return found
+
+    def _wake(self, slip):
+        """Tell the runners that wait longer when there may be something to take."""
+        if slip.kind in (ADD, UNLOCK, BUMP):
+            for runner in self.runners:
+                runner.wake(slip.value if slip.kind == BUMP else slip.time)
+
+    # taking
+
+    def get(self, limit, lock_for=3600, min_loop_time=3600, test=False):
+        if isinstance(limit, bool) or not isinstance(limit, int):
+            raise TypeError(f'limit is a whole number, not {limit!r}')
+        lock_for = _span(lock_for, 'lock_for')
+        min_loop_time = _span(min_loop_time, 'min_loop_time')
+        if limit < 0:
+            raise ValueError(f'limit is 0 or more, not {limit}')
+        if lock_for <= 0:
+            raise ValueError('lock_for is more than 0 seconds, so that nobody else takes the ids')
+        now = clock.micros()
+        taken = self._first(limit, now, now - min_loop_time)
+        lease = Lease(now << 10 | random.getrandbits(10))
+        batch = Batch([id for _, id in taken], lease.token, clock.datetime_of(now + lock_for))
+        if taken and not test:
+            self._sort({shard for shard, _ in taken}, now)
+            for shard, id in reversed(taken):  # see `Shard._own`
+                shard.take(id, now + lock_for, lease)
+        return batch
+
+    def _first(self, limit, now, updated_before):
+        """[(shard, id)] of the first `limit` ids that may be taken."""
+        count = len(self.shards)
+        start = 0 if self._p_jar is None else lane_number(self._p_jar) * count // LANES
+        walks = (
+            self._walk(self.shards[(start + turn) % count], turn, now, updated_before)
+            for turn in range(count)
+        )
+        found = []
+        if limit:
+            for *_, shard, id in heapq.merge(*walks, key=lambda one: one[:3]):
+                found.append((shard, id))
+                if len(found) == limit:
+                    break
+        return found
+
+    @staticmethod
+    def _walk(shard, turn, now, updated_before):
+        for rank, moment, id in shard.due(now, updated_before):
+            yield rank, -_age_class(rank, moment, now), turn, shard, id
+
+    def _sort(self, shards, now):
+        """Sort the slips of these shards in, and of those where there are many."""
+        for shard in self.shards:
+            if shard in shards or shard.slips.size() > LEFT_UNSORTED:
+                shard.sort(now)
+
+    # looking
+
+    def check(self, ids):
+        now = clock.micros()
+        found = {}
+        for number, some in self._by_shard(_listed(ids)).items():
+            pending = self.shards[number].pending()
+            for id in some:
+                state = self._state(self.shards[number], id, pending)
+                if state is not None:
+                    locked = None if state.until is None else (state.until - now) / clock.SECOND
+                    found[id] = _seconds(state.updated, now), locked
+        return found
+
+    def held(self, batch):
+        """See ILoop.held."""
+        token = batch.token
+        return Batch(
+            (id for id in batch if is_held(self._look_up(id), token)), token, batch.expires
+        )
+
+    def _look_up(self, id):
+        shard = self.shards[_hash(id) % len(self.shards)]
+        return self._state(shard, id, shard.pending())
+
+    def failures(self, ids=None):
+        now = clock.micros()
+        if ids is None:
+            found = {}
+            for shard in self.shards:
+                found.update(Census(shard, now).failing())
+            return found
+        states = ((id, self._look_up(id)) for id in _listed(ids))
+        return {id: state.failures_at(now) for id, state in states if state is not None}
+
+    def stats(self):
+        now = clock.micros()
+        shards = [Census(shard, now) for shard in self.shards]
+        ids = _ends(id for shard in shards for id in shard.ids())
+        ends = {
+            'lock': (moment - now for shard in shards for moment in shard.untils(now + 1)),
+            'bump': (now - moment for shard in shards for moment in shard.untils(high=now)),
+            'update': (now - moment for shard in shards for moment in shard.updates()),
+        }
+        found = {
+            'total': sum(shard.total() for shard in shards),
+            'never_updated': sum(shard.never_updated() for shard in shards),
+            'locked': sum(shard.locked() for shard in shards),
+            'bumped': sum(shard.bumped() for shard in shards),
+            'failing': sum(len(shard.failing()) for shard in shards),
+            'min_id': ids[0],
+            'max_id': ids[1],
+        }
+        for name, spans in ends.items():
+            least, most = _ends(spans)
+            found[f'min_{name}_time'] = (least or 0) / clock.SECOND
+            found[f'max_{name}_time'] = (most or 0) / clock.SECOND
+        return found
+
+    def stale(self, seconds):
+        now = clock.micros()
+        moment = now - _span(seconds, 'seconds')
+        return sum(Census(shard, now).stale(moment) for shard in self.shards)
+
+    def oldest(self):
+        now = clock.micros()
+        moments = (m for shard in self.shards for m in Census(shard, now).oldest())
+        return _seconds(min(moments, default=None), now)
+
+    def next_due(self, min_loop_time=3600):
+        span = _span(min_loop_time, 'min_loop_time')
+        moments = (shard.next_due(span) for shard in self.shards)
+        found = min((moment for moment in moments if moment is not None), default=None)
+        return None if found is None else clock.datetime_of(max(0, found))
+
+    def __len__(self):
+        now = clock.micros()
+        return sum(Census(shard, now).total() for shard in self.shards)
+
+    def __bool__(self):
+        return True
+
+    def __contains__(self, id):
+        return self._look_up(id) is not None
+
+    def __iter__(self):
+        """Every id, in no order."""
+        return (id for shard in self.shards for id, _ in shard.walk())
+
+
+@implementer(ILoops)
+class Loops(Persistent, MutableMapping):
+    """See ILoops."""
+
+    def __init__(self):
+        self._items = OOBTree()
+
+    def __getitem__(self, name):
+        try:
+            return self._items[name]
+        except (KeyError, TypeError):
+            raise KeyError(f'there is no loop {name!r}; there are {sorted(self._items)}') from None
+
+    def __setitem__(self, name, loop):
+        if not ILoop.providedBy(loop):
+            raise ValueError(f'only a loop can be put here, not {loop!r}')
+        if not isinstance(name, str):
+            raise TypeError(f'the name of a loop is a text, not {name!r}')
+        self._items[name] = loop
+
+    def __delitem__(self, name):
+        if name not in self._items:
+            self[name]  # says what there is
+        del self._items[name]
+
+    def __iter__(self):
+        return iter(self._items)
+
+    def __len__(self):
+        return len(self._items)
+
+    def __bool__(self):
+        return True
+
+    def keys(self):
+        return list(self._items)
+
+    def __repr__(self):
+        return f'<Loops {list(self._items)}>'
+
+
+def _listed(ids):
+    """The ids in the argument of a verb, each once: a text is one id, and so is None."""
+    if isinstance(ids, (str, bytes)) or not isinstance(ids, Iterable):
+        return [ids]
+    return list(dict.fromkeys(ids))
+
+
+def _hash(id):
+    """A number for an id, the same in all processes, and for all ids that are equal to it."""
+    if isinstance(id, str):
+        return crc32(id.encode('utf-8', 'surrogatepass'))
+    if isinstance(id, (bytes, bytearray)):
+        return crc32(id)
+    if isinstance(id, (int, float)):
+        return hash(id)  # as Python's language reference defines it, not random as that of texts
+    if isinstance(id, tuple):
+        found = 0
+        for part in id:
+            found = (found * 1_000_003 + _hash(part)) & 0xFFFFFFFF
+        return found
+    return 0  # whatever it is: all in one shard
+
+
+def _span(span, name):
+    """Microseconds of `span`: seconds, or a timedelta."""
+    if not isinstance(span, (int, float, datetime.timedelta)) or isinstance(span, bool):
+        raise TypeError(f'{name} is a number of seconds or a timedelta, not {span!r}')
+    if isinstance(span, float) and not math.isfinite(span):
+        raise ValueError(f'{name} is a number of seconds, not {span!r}')
+    found = clock.micros_in(span)
+    if abs(found) > LONGEST_SPAN:
+        raise ValueError(f'{name} is no more than a thousand years, not {span!r}')
+    return found
+
+
+def _age_class(rank, moment, now):
+    """Larger for what has waited clearly longer."""
+    if rank == FREE and moment < 0:
+        return math.inf  # never updated
+    return int(math.log(max(1, now - moment), NEARLY))
+
+
+def _seconds(moment, now):
+    return None if moment is None else (now - moment) / clock.SECOND
+
+
+def _ends(values):
+    values = sorted(values, key=lambda value: (value is not None, value))
+    return (values[0], values[-1]) if values else (None, None)
