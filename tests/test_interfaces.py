@@ -17,16 +17,21 @@ from tests.model.support import work
 from zodbjobs import (
     Agent,
     Dispatcher,
+    Feed,
+    Feeds,
     Job,
+    JobFeed,
     Loop,
     Loops,
     Message,
+    MessageQueue,
     NeverRetry,
     Queue,
     Queues,
     RetryCommonForever,
     RetryCommonFourTimes,
     RetryPolicy,
+    SortedFeed,
     clock,
     interfaces,
     parallel,
@@ -59,6 +64,13 @@ CLASSES = {
     interfaces.IClaim: [Claim],
     interfaces.IConsumer: [Consumer],
     interfaces.IDispatcher: [Dispatcher],
+    interfaces.IFeeds: [Feeds],
+    interfaces.IFeed: [Feed],
+    interfaces.ISortedFeed: [SortedFeed],
+    interfaces.IMessageQueue: [MessageQueue],
+    interfaces.IJobFeed: [JobFeed],
+    interfaces.IToldFeed: [Feed, SortedFeed, JobFeed],
+    interfaces.IAnyFeed: [Feed, SortedFeed, JobFeed, MessageQueue],
     interfaces.IDatabaseOpenedEvent: [interfaces.DatabaseOpened],
 }  # fmt: skip
 
@@ -116,7 +128,8 @@ def test_signatures_are_those_of_the_contract(interface, cls):
         wanted = description.getSignatureInfo()
         method = inspect.signature(getattr(cls, name))
         given = [each for each in method.parameters.values() if each.name != 'self']
-        plain = [each.name for each in given if each.kind is not each.KEYWORD_ONLY]
+        options = (inspect.Parameter.KEYWORD_ONLY, inspect.Parameter.VAR_KEYWORD)
+        plain = [each.name for each in given if each.kind not in options]
         assert tuple(plain) == wanted['positional'], f'{cls.__name__}.{name}'
         optional = {
             each.name: each.default
@@ -150,7 +163,10 @@ def test_objects_keep_what_their_classes_promise(house):
     claim = consumer.claim(0)
     job = queue.put(work)
     choice = job.addCallbacks(success=work)
+    feeds = side.root['feeds'] = Feeds()
+    side.commit()
     objects = [
+        feeds, feeds.feed('a'), feeds.sorted_feed('b'), feeds.queue('c'), feeds.job('d'),
         queue, side.queues, queue.quotas, queue.quotas['images'], queue.dispatchers, side.record,
         side.agent, job, choice, queue.put(serial(work)), queue.put(parallel(work)),
         job.getRetryPolicy(), NeverRetry(job), RetryPolicy(1)(job), RetryCommonForever(job),

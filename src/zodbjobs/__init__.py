@@ -15,9 +15,13 @@ if typing.TYPE_CHECKING:
     from zodbjobs.model.agent import Agent
     from zodbjobs.model.compose import parallel, serial
     from zodbjobs.model.failure import Failure
+    from zodbjobs.model.feed import Feed
+    from zodbjobs.model.feeds import Feeds
     from zodbjobs.model.job import Job
+    from zodbjobs.model.jobfeed import JobFeed
     from zodbjobs.model.loop import Batch, Loop, Loops
     from zodbjobs.model.message import Message
+    from zodbjobs.model.messagequeue import MessageQueue
     from zodbjobs.model.queue import Queue, Queues
     from zodbjobs.model.retry import (
         NeverRetry,
@@ -25,6 +29,7 @@ if typing.TYPE_CHECKING:
         RetryCommonFourTimes,
         RetryPolicy,
     )
+    from zodbjobs.model.sortedfeed import SortedFeed
     from zodbjobs.runtime.dispatcher import Dispatcher
 
 __all__ = [
@@ -32,7 +37,11 @@ __all__ = [
     'Batch',
     'Dispatcher',
     'Failure',
+    'Feed',
+    'Feeds',
     'Job',
+    'JobFeed',
+    'MessageQueue',
     'Loop',
     'Loops',
     'Message',
@@ -42,6 +51,7 @@ __all__ = [
     'RetryCommonForever',
     'RetryCommonFourTimes',
     'RetryPolicy',
+    'SortedFeed',
     'local',
     'parallel',
     'serial',
@@ -52,7 +62,11 @@ _HOMES = {
     'Batch': 'model.loop',
     'Dispatcher': 'runtime.dispatcher',
     'Failure': 'model.failure',
+    'Feed': 'model.feed',
+    'Feeds': 'model.feeds',
     'Job': 'model.job',
+    'JobFeed': 'model.jobfeed',
+    'MessageQueue': 'model.messagequeue',
     'Loop': 'model.loop',
     'Loops': 'model.loop',
     'Message': 'model.message',
@@ -62,6 +76,7 @@ _HOMES = {
     'RetryCommonForever': 'model.retry',
     'RetryCommonFourTimes': 'model.retry',
     'RetryPolicy': 'model.retry',
+    'SortedFeed': 'model.sortedfeed',
     'parallel': 'model.compose',
     'serial': 'model.compose',
 }
@@ -83,7 +98,13 @@ def _ring(event):
         importlib.import_module('zodbjobs.runtime.wakeup').job_added(event)
 
 
-zope.event.subscribers.append(_ring)
+def _deliver(event):
+    """Let the runtime do what feeds ask of it: wait, and call handlers."""
+    if getattr(event, 'delivery', False):
+        importlib.import_module('zodbjobs.runtime.delivery').attend(event)
+
+
+zope.event.subscribers += [_ring, _deliver]
 
 
 def _make_consumer(name, queues):

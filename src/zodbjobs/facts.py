@@ -58,3 +58,59 @@ class PassingUUID(uuid.UUID):
     """
 
     __slots__ = ()
+
+
+class Notice(typing.NamedTuple):
+    """What happened to a feed, and when: numbers grow in the order of the commits.
+
+    `kind` is 'publish', 'edit', 'retract', 'position', 'finish', and for the
+    feed as a whole 'create' or 'delete'; 'lost' says that the log no longer has
+    all that came after a number.  `value` is the item, the position or the
+    result.
+    """
+
+    number: int
+    kind: str
+    feed: str
+    id: str | None = None
+    value: object = None
+
+    @property
+    def arguments(self):
+        """What a handler of this kind is called with."""
+        return (self.feed, *_ARGUMENTS[self.kind](self))
+
+
+#: kind of notice -> what its handlers get behind the name of the feed
+_ARGUMENTS: dict = {
+    'publish': lambda notice: (notice.value, notice.id),
+    'edit': lambda notice: (notice.value, notice.id),
+    'retract': lambda notice: (notice.id,),
+    'position': lambda notice: (notice.id, notice.value),
+    'finish': lambda notice: (notice.id, notice.value),
+    'create': lambda notice: (),
+    'delete': lambda notice: (),
+    'lost': lambda notice: (notice.number,),
+}
+
+
+class _Claimed(typing.NamedTuple):
+    id: str
+    item: object
+    cancelled: int
+
+
+class ClaimedItem(_Claimed):
+    """An item of a job feed that was claimed: its id, what it is, how often it went wrong.
+
+    `token` tells this claim from later ones.
+    """
+
+    token = 0
+
+
+class Finished(typing.NamedTuple):
+    """What was asked of a job feed, and the result."""
+
+    query: object
+    result: object

@@ -20,12 +20,44 @@ Errors, as a tree::
     +-- ClaimLost               the lease ended before the claim was used
     +-- DeadlineSoon            a held claim is about to end; carries the claim
     +-- FeedDeleted             the feed is gone
+    +-- NoticesGone             notices were asked for that are not kept any more (a LookupError)
     `-- Empty                   nothing arrived in the time allowed
 """
 
 from zope.interface import Attribute, Interface, implementer
 from zope.interface.common.mapping import IEnumerableMapping
 
+from zodbjobs.interfaces.events import (
+    ArrivalAwaited,
+    DatabaseOpened,
+    DispatcherActivated,
+    DispatcherDeactivated,
+    DispatcherReactivated,
+    DispatcherRegistered,
+    DispatcherUnregistered,
+    FeedChanged,
+    HandlerRegistered,
+    HandlerRemoved,
+    IDatabaseOpenedEvent,
+    JobAdded,
+    JobClaimed,
+    JobCompleted,
+    JobFiled,
+    JobInterrupted,
+    JobRescheduled,
+    JobStarted,
+    ObjectAdded,
+    ObjectEvent,
+)
+from zodbjobs.interfaces.feeds import (
+    IAnyFeed,
+    IFeed,
+    IFeeds,
+    IJobFeed,
+    IMessageQueue,
+    ISortedFeed,
+    IToldFeed,
+)
 from zodbjobs.interfaces.loop import LOOPS_KEY, ILoop, ILoops
 from zodbjobs.status import ACTIVE, ASSIGNED, CALLBACKS, COMPLETED, HELD, NEW, PENDING
 
@@ -35,11 +67,13 @@ __all__ = [
     'CALLBACKS',
     'COMPLETED',
     'HELD',
+    'IUUID',
     'KEY',
     'LOOPS_KEY',
     'NEW',
     'PENDING',
     'AbortedError',
+    'ArrivalAwaited',
     'BadStatusError',
     'CancelledError',
     'ClaimLost',
@@ -53,15 +87,23 @@ __all__ = [
     'DispatcherUnregistered',
     'DuplicateJobError',
     'Empty',
+    'FeedChanged',
     'FeedDeleted',
+    'HandlerRegistered',
+    'HandlerRemoved',
     'IAgent',
+    'IAnyFeed',
     'IClaim',
     'IConsumer',
     'IDatabaseOpenedEvent',
     'IDispatcher',
     'IDispatcherAgents',
     'IDispatchers',
+    'IFeed',
+    'IFeeds',
     'IJob',
+    'IJobFeed',
+    'IMessageQueue',
     'ILoop',
     'ILoops',
     'IQueue',
@@ -70,7 +112,8 @@ __all__ = [
     'IQuotas',
     'IReactor',
     'IRetryPolicy',
-    'IUUID',
+    'ISortedFeed',
+    'IToldFeed',
     'JobAdded',
     'JobClaimed',
     'JobCompleted',
@@ -79,6 +122,7 @@ __all__ = [
     'JobRescheduled',
     'JobStarted',
     'MultipleDelayError',
+    'NoticesGone',
     'ObjectAdded',
     'QueueClosed',
     'QueueFull',
@@ -159,117 +203,22 @@ class FeedDeleted(ZodbJobsError):
     """The feed was deleted while it was in use."""
 
 
+class NoticesGone(ZodbJobsError, LookupError):
+    """Some of the notices that were asked for are not kept any more.
+
+    `number` is the one up to which they are missing: what came after it is there.
+    """
+
+    def __init__(self, text, number=0):
+        super().__init__(text, number)
+        self.number = number
+
+    def __str__(self):
+        return self.args[0]
+
+
 class Empty(ZodbJobsError):
     """Nothing arrived in the time allowed."""
-
-
-# Events ------------------------------------------------------------------------------------
-
-
-class ObjectEvent:
-    """Something happened to `object`."""
-
-    def __init__(self, object):
-        self.object = object
-
-    def __repr__(self):
-        return f'<{type(self).__name__} {self.object!r}>'
-
-
-class ObjectAdded(ObjectEvent):
-    """The mapping of queues, or a queue, was put in its place.
-
-    `parent` is what holds it, `name` the key it has there.
-    """
-
-    def __init__(self, object, parent=None, name=None):
-        super().__init__(object)
-        self.parent = parent
-        self.name = name
-
-
-class DispatcherRegistered(ObjectEvent):
-    """A record for a dispatcher was made; `object` is its IDispatcherAgents."""
-
-
-class DispatcherUnregistered(ObjectEvent):
-    """The record of a dispatcher was removed."""
-
-
-class DispatcherActivated(ObjectEvent):
-    """A dispatcher began to serve this queue."""
-
-
-class DispatcherDeactivated(ObjectEvent):
-    """A dispatcher stopped, or was proved dead."""
-
-
-class DispatcherReactivated(ObjectEvent):
-    """A dispatcher that was wrongly held for dead serves this queue again."""
-
-
-class _QueueEvent(ObjectEvent):
-    """Something happened to a job on its way; `queue` is its queue."""
-
-    def __init__(self, object, queue):
-        super().__init__(object)
-        self.queue = queue
-
-    @property
-    def connection(self):
-        """The ZODB connection whose commit lets others see it."""
-        return self.queue._p_jar
-
-
-class JobAdded(_QueueEvent):
-    """A job was put; it will be seen by others when the transaction commits."""
-
-
-class JobFiled(_QueueEvent):
-    """A dispatcher has to look at a job: it was put, or came back, or may go on now.
-
-    `object` is None when that is said of all jobs.  Dispatchers are woken
-    (`rings`) when the transaction of `connection` is committed.
-    """
-
-    rings = True
-
-
-class JobClaimed(ObjectEvent):
-    """An agent took the job; fired in the dispatcher, after its commit.
-
-    `object` is the runtime's Assignment (no database is at hand then).
-    """
-
-
-class JobStarted(ObjectEvent):
-    """The job's call is about to run; fired in its worker, in its transaction."""
-
-
-class JobCompleted(ObjectEvent):
-    """The job has its result; fired in the transaction that stores it."""
-
-
-class JobRescheduled(ObjectEvent):
-    """The job will run again, at its begin_after or at once."""
-
-
-class JobInterrupted(ObjectEvent):
-    """The job's worker ended before the job did."""
-
-
-class IDatabaseOpenedEvent(Interface):
-    """A database was opened and may be served."""
-
-    database = Attribute('the ZODB.DB')
-
-
-@implementer(IDatabaseOpenedEvent)
-class DatabaseOpened:
-    """Tell the installers that `database` (a ZODB.DB) may be served."""
-
-    def __init__(self, database):
-        self.database = database
 
 
 # Stored things -----------------------------------------------------------------------------

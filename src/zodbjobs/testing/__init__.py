@@ -22,6 +22,7 @@ from zodbjobs.testing.waiting import (
     wait_for_annotation,
     wait_for_deactivation,
     wait_for_death,
+    wait_for_notices,
     wait_for_result,
     wait_for_start,
 )
@@ -39,6 +40,7 @@ __all__ = [
     'wait_for_annotation',
     'wait_for_deactivation',
     'wait_for_death',
+    'wait_for_notices',
     'wait_for_result',
     'wait_for_start',
 ]
@@ -82,7 +84,7 @@ class Layer:
         self.reactor.time_passes()
 
     def close(self):
-        from zodbjobs.runtime import dispatcher, wakeup
+        from zodbjobs.runtime import delivery, dispatcher, wakeup
 
         transaction.abort()
         if self.reactor.running:  # a test may have stopped it
@@ -90,6 +92,7 @@ class Layer:
         tear_down_dispatcher(self.dispatcher)
         dispatcher.clear()
         self.connection.close()
+        delivery.stop(self.db)
         wakeup.hang_up(self.db)
         self.db.close()
         if self._folder is not None:

@@ -15,6 +15,7 @@ import threading
 from ZODB.POSException import ConflictError
 
 from zodbjobs import clock
+from zodbjobs.runtime import delivery
 from zodbjobs.status import ACTIVE, CALLBACKS, COMPLETED
 from zodbjobs.testing.reactor import TICK_SECONDS, Reactor, begin_anew, current
 
@@ -90,6 +91,12 @@ def _asked(ask):
         return ask()
     except Exception as error:  # the report of a failure must not fail
         return f'{type(error).__name__}: {error}'
+
+
+def wait_for_notices(feeds, seconds=6):
+    """Wait until the handlers of this process have heard of all that is committed, in real time."""
+    if not delivery.settle(feeds, seconds):
+        raise AssertionError(f'handlers of {feeds!r} have not come back within {seconds} seconds')
 
 
 # Dispatchers -------------------------------------------------------------------------------

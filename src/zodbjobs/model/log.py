@@ -1,0 +1,155 @@
+"""What happened to a feed: notices, numbered by their commits, and never more than a bound.
+
+A number cannot be given out while several may publish at the same time, unless
+they wait for each other.  So the storage gives it: each notice refers to a
+record that was written with it and never again, and the serial of that record
+is the transaction's id.  Those ids grow from commit to commit, and whoever
+sees one has seen all smaller ones; so "all after this number" misses nothing.
+
+Notices lie in `lanes`, so publishers do not meet.  Of a log that has become too
+long whole chunks are dropped, by a publisher of the same lane when it opens
+a new one, and the number is kept up to which something is missing.
+
+Runs in whoever's transaction; what is not committed yet has no number.
+"""
+
+from persistent import Persistent
+
+from zodbjobs import clock
+from zodbjobs.interfaces import NoticesGone
+from zodbjobs.model.intake import entries_of, lane_number, size_of
+from zodbjobs.model.lanes import Lanes, lane_of, moment, opening
+
+#: How many notices of a feed are kept at least, unless its `notices` say otherwise.
+KEEP_COUNT = 1000
+
+#: However many there are, a notice stays so long: a browser that reconnects, or a
+#: process that restarts, misses nothing.
+KEEP_SECONDS = 60
+
+#: What lies in a lane that nobody uses any more goes after so long, if it is too much.
+IDLE_SECONDS = 3600
+
+#: Bits of a number below the transaction's id: which notice of the transaction.
+ORDINAL_BITS = 24
+_ORDINALS = (1 << ORDINAL_BITS) - 1
+
+_NO_TID = b'\0' * 8
+
+
+class Item(Persistent):
+    """Something published: its id and what it is.  Written once, so its serial tells when.
+
+    Also what else happened to an `id`; `value` is what the notice is about then.
+    """
+
+    def __init__(self, id, value=None):
+        self.id = id
+        self.value = value
+
+
+class Log(Persistent):
+    """The notices of a feed.  This record itself is written once."""
+
+    def __init__(self):
+        self.lanes = Lanes()
+
+    def add(self, jar, kind, item, extra=None, keep=KEEP_COUNT):
+        """Note that `kind` happened to `item`, an Item that is new in this transaction.
+
+        `extra` is a plain value that belongs to the notice and not to the item.
+        """
+        _, opened = self.lanes.add(jar, moment(), (kind, _ordinal(jar), item, extra))
+        if opened:
+            self._trim(lane_number(jar), keep, clock.micros())
+
+    def read(self, since=None):
+        """[(number, kind, Item, extra)] in the order of the numbers: all, or those after `since`.
+
+        Raises NoticesGone if some of those were dropped.
+        """
+        dropped = self.dropped()
+        if since is None:
+            since = dropped
+        elif since < dropped:
+            raise NoticesGone(
+                f'the notices up to {dropped} are not kept any more, so what came after {since}'
+                f' is not complete: read the feed anew, and go on from its last_number',
+                dropped,
+            )
+        entries = []
+        for _, chunk in self.lanes.chunks():
+            if _last_of(chunk._p_serial) > since:
+                entries += [entry for _, entry in entries_of(chunk)]
+        return numbered(entries, since)
+
+    def dropped(self):
+        """The number up to which notices may be missing, 0 at first."""
+        return max(self.lanes.marks(), default=0)
+
+    def last_number(self):
+        """The number that stands for all that this connection can see now."""
+        serials = [chunk._p_serial for _, chunk in self.lanes.chunks()]
+        return max([self.dropped(), *map(_last_of, serials)])
+
+    def close(self):
+        """Let nothing be added any more; returns (dropped, the entries there were)."""
+        found = self.dropped(), tuple(entry for _, _, entry in self.lanes.in_order())
+        self.lanes.close_all()
+        return found
+
+    def _trim(self, lane, keep, now):
+        chunks = self.lanes.chunks()
+        total = sum(size_of(chunk) for _, chunk in chunks)
+        for place, chunk in sorted(chunks, key=lambda pair: pair[1]._p_serial):
+            total -= size_of(chunk)
+            if total < keep:
+                return
+            if chunk._p_serial == _NO_TID or not self._may_drop(place, lane, now):
+                total += size_of(chunk)
+                continue
+            newest = numbered([entry for _, entry in entries_of(chunk)], 0)[-1][0]
+            self.lanes.mark(lane, max(newest, self.lanes.directory.get(-1 - lane, 0)))
+            self.lanes.close(place)
+
+    def _may_drop(self, place, lane, now):
+        if lane_of(place) == lane:
+            return self.lanes.is_superseded(place, now, KEEP_SECONDS)
+        return opening(place) + IDLE_SECONDS * clock.SECOND <= now
+
+
+def numbered(entries, since):
+    """[(number, kind, Item, extra)] of stored entries that are committed and after `since`."""
+    found = []
+    for kind, ordinal, item, extra in entries:
+        item._p_activate()
+        if item._p_serial != _NO_TID:
+            number = int.from_bytes(item._p_serial, 'big') << ORDINAL_BITS | ordinal
+            if number > since:
+                found.append((number, kind, item, extra))
+    found.sort(key=lambda notice: notice[0])
+    return found
+
+
+def _last_of(serial):
+    """The largest number that a notice of this transaction can have; 0 if there is none yet."""
+    tid = int.from_bytes(serial, 'big')
+    return tid << ORDINAL_BITS | _ORDINALS if tid else 0
+
+
+#: Key of a transaction's data that counts its notices.
+_COUNTED = object()
+
+
+def _ordinal(jar):
+    """The how-manieth notice of the connection's transaction this is."""
+    transaction = jar.transaction_manager.get()
+    try:
+        count = transaction.data(_COUNTED)
+    except KeyError:
+        count = -1
+    count += 1
+    if count > _ORDINALS:
+        raise OverflowError(f'more than {_ORDINALS} notices in one transaction: commit earlier')
+    transaction.set_data(_COUNTED, count)
+    return count
