@@ -298,8 +298,8 @@ BUGS = [
     Bug(
         'an attempt that ended is listed as finished whatever it says',
         'runtime/retire.py',
-        '        if report.kind == attempt.FINISHED:\n            self.queue.keep(\n',
-        '        if report.kind != attempt.WAITING:\n            self.queue.keep(\n',
+        '        elif report.kind == attempt.FINISHED:\n            self.queue.keep(\n',
+        '        elif report.kind != attempt.WAITING:\n            self.queue.keep(\n',
         Seeds(0, 100),
     ),
     # dependencies and composites
@@ -374,8 +374,8 @@ BUGS = [
     ),
     Bug(
         'an idle dispatcher writes',
-        'runtime/dispatcher.py',
-        '        if not holds or not self._liveness.must_show():\n',
+        'runtime/chores.py',
+        '        if not self.dispatcher.holds_jobs_of(queue.name) or not self.liveness.must_show():\n',
         '        if False:\n',
         Seeds(0, 20),
     ),

@@ -535,7 +535,7 @@ class TestAgents:
         record['second'] = Agent(channels=['c'], size=1)
         transaction.commit()
         after(layer, 5)
-        job = layer.queue.put(wait, channel='c')
+        job = layer.queue.put(change_and_wait, channel='c')  # its worker itself completes it
         waiting = layer.queue.put(say, after=[job])
         transaction.commit()
         running(layer)

@@ -409,11 +409,19 @@ class Job(WishedJob):
 
     def begun(self, now, agent_oid):
         """An attempt begins at `now` for the agent of that oid."""
-        self._attempts += 1
-        self._interrupted = self._overran = False
-        self._active_start = now
-        self._active_end = None
-        self._agent_oid = agent_oid
+        for name, value in self.marks_of_attempt(now, agent_oid).items():
+            setattr(self, name, value)
+
+    def marks_of_attempt(self, now, agent_oid):
+        """{attribute: value} of a job whose attempt begins at `now` (microseconds)."""
+        return {
+            '_attempts': self._attempts + 1,
+            '_interrupted': False,
+            '_overran': False,
+            '_active_start': now,
+            '_active_end': None,
+            '_agent_oid': agent_oid,
+        }
 
     def run(self, args=(), kwargs=None):
         """Call the callable, with these arguments behind and over its own.
@@ -428,11 +436,11 @@ class Job(WishedJob):
         """What the runtime passes: a callback gets the result it follows."""
         return () if self._parent is None else (self._parent._result,)
 
-    def settled(self, result):
-        """The call has its result (a Failure if it raised)."""
+    def settled(self, result, ended=None):
+        """The call has its result (a Failure if it raised); `ended`: microseconds, None for now."""
         self._result = result
         self._waits = None
-        self._active_end = clock.micros()
+        self._active_end = clock.micros() if ended is None else ended
         self._status = status.CALLBACKS
 
     def waits_for_job(self, inner):
@@ -665,13 +673,13 @@ class Choice(Job):
         refuse_broken(chosen)
         return result if chosen is None else chosen.run((result,), kwargs)
 
-    def settled(self, result):
+    def settled(self, result, ended=None):
         chosen = self.job()
         if chosen is not None:
             chosen._parent = self._parent
             chosen._active_start = self._active_start
-            chosen.settled(result)
-        super().settled(result)
+            chosen.settled(result, ended)
+        super().settled(result, ended)
 
     def untold(self):
         chosen = self.job()

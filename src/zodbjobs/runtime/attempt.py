@@ -4,9 +4,10 @@ The heart of the runtime.  Read `Attempt.make` first; its steps are::
 
     load -> admit -> begin -> set up -> call -> settle -> tell -> finish -> tear down -> report
 
-The work, its result and the job's record are one commit (`settle`).  Without
-callbacks `settle` finishes the job as well; with them each callback is an
-attempt of its own (`tell`), and `finish` is one commit more.  What goes wrong
+The work, its result and the job's record are one commit (`settle`), or none: the
+outcome of a call that wrote nothing rides in a commit of the dispatcher's (see
+`ride`).  Without callbacks `settle` finishes the job as well; with them each
+callback is an attempt of its own (`tell`), and `finish` is one commit more.  What goes wrong
 becomes a Failure; the job's retry policy advises on it, `decide` turns the
 advice into a Decision, and that is recorded in a transaction that is tried
 until it holds.
@@ -40,7 +41,8 @@ from zodbjobs.model import retry
 from zodbjobs.model.call import check_storable
 from zodbjobs.model.failure import Failure, is_failure
 from zodbjobs.model.job import WAITS_FOR_DEFERRED, WAITS_FOR_JOB, Job
-from zodbjobs.runtime import trouble
+from zodbjobs.runtime import ride, trouble
+from zodbjobs.runtime.hook import Hook
 
 log = logging.getLogger('zodbjobs.events')
 trace = logging.getLogger('zodbjobs.trace')
@@ -77,6 +79,7 @@ class Report(typing.NamedTuple):
     result_ttl: int | None = None
     job_id: str | None = None
     deferred: object = None
+    outcome: object = None  # a `ride.Outcome` that the dispatcher is to write
 
 
 class Raised:
@@ -115,6 +118,9 @@ class Attempt:
         self.data_cache = {}
         self.value = None
         self.unheard = False  # a subscriber raised, and is not asked again
+        self.rides = False  # the job's record does not count as changed yet
+        self.announced = False  # its end was, although it is not committed
+        self.outcome = None
 
     @property
     def connection(self):
@@ -263,11 +269,11 @@ class Attempt:
 
     def _try(self, work, begin):
         self.begin = begin
-        job = self._current(begin)
+        job = self._current(begin, rides=begin)
         self.before = job._status, job._waits
         notify(JobStarted(job))
         former = local.enter(job, self.worker.surroundings, self._shall_stop)
-        hook = _Hook(job.hooked)
+        hook = Hook(job.hooked)
         try:
             hook.set_up()
             self.settle(job, work(job))
@@ -277,16 +283,29 @@ class Attempt:
             self._abort()  # what settle has not committed must not stay
             raise
         finally:
-            hook.tear_down(self)
+            if self.rides:
+                self._get_off(job)
+            hook.tear_down(self.tm)
             local.leave(former)
 
-    def _current(self, begin):
+    def _current(self, begin, rides=False):
         """The job in the present transaction, marked as begun."""
         job = self.connection.get(self.oid)
         self._still_ours(job)
         if begin:
-            job.begun(self.started, self.worker.agent_oid)
+            self.rides = rides and self._may_ride(job)
+            mark = ride.begin if self.rides else Job.begun
+            mark(job, self.started, self.worker.agent_oid)
         return job
+
+    def _may_ride(self, job):
+        """Whether the dispatcher may write the outcome, if the call writes nothing."""
+        return not (self.conflicts or self.data_cache) and ride.may_ride(job)
+
+    def _get_off(self, job):
+        """Forget what was marked in the job object only, and was not handed on."""
+        self.rides = False
+        job._p_invalidate()
 
     def call(self, job):
         """Run the job's callable: user code."""
@@ -300,6 +319,8 @@ class Attempt:
 
     def settle(self, job, value):
         """Commit the work together with its result."""
+        if self.rides:
+            self._ride(job, value)
         if self.begin and job._active_start != self.started:
             self._current(begin=True)  # the call has undone that by transaction.abort()
         job._conflicts += self.conflicts
@@ -322,10 +343,27 @@ class Attempt:
             raise
         self._settled(job, value, later)
 
+    def _ride(self, job, value):
+        """Leave the commit to the dispatcher; returns if it must be ours after all."""
+        if job._active_start != self.started:  # the call has emptied the connection's cache
+            self.rides = False
+            return
+        if job._p_jar.opened and ride.is_portable(value) and ride.wrote_nothing(self.tm):
+            ride.end(job, value)
+            notify(JobCompleted(job))
+            self.announced = True
+            if ride.wrote_nothing(self.tm):
+                self._note(job)
+                self.outcome = ride.outcome(job, self.shown)
+                raise _Over(FINISHED)
+        self.rides = False
+        job._p_changed = True
+
     def _store(self, job, result, announce=notify):
         """Write the result into the record, and finish the job if nobody is to be told."""
         job.settled(result)
-        announce(JobCompleted(job))
+        if not self.announced:
+            announce(JobCompleted(job))
         if job.untold() is None and not job._outers:
             job.finished()
 
@@ -429,7 +467,8 @@ class Attempt:
     def report(self, kind):
         """The facts about this attempt for the dispatcher."""
         noted = getattr(self, 'noted', {})
-        return Report(self.assignment, kind, deferred=getattr(self, 'deferred', None), **noted)
+        deferred = getattr(self, 'deferred', None)
+        return Report(self.assignment, kind, deferred=deferred, outcome=self.outcome, **noted)
 
     # when something went wrong
 
@@ -672,7 +711,7 @@ class CallbackAttempt(Attempt):
     def _shall_be_held(self):
         return False  # the job that it follows could not end
 
-    def _current(self, begin):
+    def _current(self, begin, rides=False):
         # Whoever takes the job over writes its record and not the callback's: so this commit
         # must find that record as it is now.
         main = self.connection.get(self.main_oid)
@@ -693,34 +732,6 @@ class CallbackAttempt(Attempt):
                 'callback %r failed: %s\n%s', job, job._result.getErrorMessage(),
                 job._result.getTraceback(detail='verbose'),
             )  # fmt: skip
-
-
-class _Hook:
-    """The setUp and tearDown of a job, each at most once."""
-
-    def __init__(self, job):
-        self.job = job
-        self.oid = job._p_oid
-        self.done = False
-        self.info = None
-
-    def set_up(self):
-        self.done = True
-        self.info = self.job.setUp()
-
-    def tear_down(self, attempt):
-        if not self.done or type(self.job).tearDown is Job.tearDown:
-            return
-        try:
-            try:
-                attempt.tm.begin()
-            finally:  # the thread has to be cleared of what setUp left there, storage or no storage
-                # By the class: to look it up in a job whose record is out of reach would raise.
-                type(self.job).tearDown(self.job, self.info)
-            attempt.tm.commit()
-        except BaseException:  # noqa: BLE001 - user code, after the commit: the outcome stands
-            log.critical('tearDown of %r failed', self.job, exc_info=True)
-            attempt._abort()
 
 
 def trouble_kind(error):

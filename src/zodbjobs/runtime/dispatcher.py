@@ -14,7 +14,6 @@ thread of its pool.  Reports come from the workers' threads, rings from any.
 import contextlib
 import importlib
 import logging
-import os
 import random
 import threading
 import time
@@ -31,11 +30,12 @@ from zodbjobs.facts import PassingUUID
 from zodbjobs.interfaces import IUUID, KEY, IDispatcher, JobClaimed
 from zodbjobs.runtime import attempt, fence, trouble, witness
 from zodbjobs.runtime.annotations import Notebook, Surroundings
+from zodbjobs.runtime.chores import Chores
 from zodbjobs.runtime.hearing import Hearing
 from zodbjobs.runtime.liveness import LOOK_SECONDS, Liveness
 from zodbjobs.runtime.look import Look, earliest, poll_results, status_info, still_held
 from zodbjobs.runtime.pool import AgentThreadPool, LoopThread, await_value
-from zodbjobs.runtime.retire import Retirement, close_records
+from zodbjobs.runtime.retire import close_records, settle_orphans
 from zodbjobs.runtime.statistics import Statistics
 
 log = logging.getLogger('zodbjobs.events')
@@ -122,6 +122,7 @@ class Dispatcher:
         self.loop_thread = LoopThread()
         self._witness, self.UUID = self._identity(uuid)
         self._liveness = Liveness(self._witness)
+        self._chores = Chores(self, self._witness, self._liveness)
         if self.UUID in _dispatchers and not _dispatchers[self.UUID]._is_gone():
             raise ValueError(f'this process has a dispatcher {self.UUID} already')
         _dispatchers[self.UUID] = self
@@ -141,14 +142,10 @@ class Dispatcher:
         self._last_poll = None
         self._slow_due = 0.0  # monotonic seconds
         self._trigger = None
-        self._served = set()  # names of the queues where this dispatcher is activated
         self._threadless = {}  # of those in flight: the ones that wait for a Deferred
         self._deferred = set()  # the filings among them that do not wait for a coroutine
         self.seen = {}  # queue name -> {token: since when it lies in a lane of others}
-        self._checked = {}  # oid of an agent: the key down to which its history was checked
         self.overrun_count = 0  # threads given up because their jobs ran too long
-        self.objection = None  # why this database may not be served, if so: a text
-        self._barred = False  # another process has this UUID
         self.started = None
 
     def _identity(self, uuid):
@@ -200,7 +197,7 @@ class Dispatcher:
             self._flight.clear()
             self._threadless.clear()
             self._deferred.clear()
-            self._served = set()
+            self._chores.served = set()
             self._slow_due = 0.0
 
     # rings and timers
@@ -295,7 +292,9 @@ class Dispatcher:
         for number in range(PASS_ATTEMPTS):
             try:
                 if slow:
-                    self._look_after(self._begin())
+                    queues = self._begin()
+                    self._give_up_overtaken()
+                    self._chores.do(queues, self._manager.commit)
                 return self._pass(slow)
             except Exception as error:
                 self._manager.abort()
@@ -316,111 +315,9 @@ class Dispatcher:
         self._manager.begin()
         return self._conn.root().get(KEY) or {}
 
-    def _look_after(self, queues):
-        """The chores of a slow poll: be registered and alive, take over from the dead."""
-        self._barred = self._witness.acquire() is False
-        if self._barred:
-            log.error('another process has dispatcher %s: this one claims nothing', self.UUID)
-            return
-        if self._is_fenced(queues):
-            return
-        changed = bool(queues) and fence.mark(queues, self.deployment)
-        shown = False
-        self._give_up_overtaken()
-        for queue in queues.values():
-            changed |= self._register(queue)
-            changed |= self._bury_dead(queue)
-            changed |= queue.wake_orphans()
-            shows = self._show_life(queue)
-            changed |= shows
-            shown |= shows
-            retirement = Retirement(queue, clock.micros())
-            for record in list(queue.dispatchers.values()):
-                changed |= self._sweep(record, retirement)
-        served = set(queues)  # now: the commit shows us queues that were added meanwhile
-        if changed:
-            self._manager.commit()
-        if shown:
-            self._liveness.showed()
-        self._served = served
-        self._liveness.remember(queues, self.UUID)
-
-    def _is_fenced(self, queues):
-        """Whether the database belongs to another deployment; says so when that changes."""
-        objection = fence.objection(queues, self.deployment)
-        if objection != self.objection:
-            log.error('dispatcher %s: %s', self.UUID, objection or 'the fence is open')
-            self.objection = objection
-        self._barred |= objection is not None
-        return self._barred
-
-    def _show_life(self, queue):
-        """Write a sign of life, where others need one and we hold jobs."""
-        holds = any(a.queue == queue.name for a in list(self._flight.values()))
-        if not holds or not self._liveness.must_show():
-            return False
-        queue.dispatchers[self.UUID].beat.again()
-        return True
-
-    def _sweep(self, record, retirement):
-        """Bring the lists of our agents up to date, and those that nobody has left behind."""
-        ours = record.UUID == self.UUID
-        if not ours and record.activated is not None:
-            return False
-        ended = self._parent_ended if ours else None
-        changed = False
-        for agent in record.values():
-            changed |= retirement.sweep(agent, ended)
-            held, self._checked[agent._p_oid] = retirement.hold_undone(
-                agent, self._checked.get(agent._p_oid)
-            )
-            changed |= held
-        return retirement.drop_stale(record) or changed
-
-    def _parent_ended(self, job):
-        """A job that waited for another one, which it had returned, has its result."""
-        job_id = (job.oid, job._p_jar.db().database_name)
-        failed = job.outcome != 'success'
-        self.statistics.finished(job_id, failed, attempt.shown(job.result))
-
-    def _register(self, queue):
-        """Make this dispatcher's record in a queue say that it serves it."""
-        record = queue.dispatchers.get(self.UUID)
-        serving = queue.name in self._served
-        if record is not None and record.activated is not None and serving:
-            return False
-        if record is None:
-            record = queue.dispatchers.register(self.UUID)
-        if record.activated is not None:
-            log.info('queue %r: recovering the jobs of an earlier life', queue.name)
-            record.died()
-        if serving:
-            log.critical('queue %r: dispatcher %s was held for dead', queue.name, self.UUID)
-            record.reactivate()
-        else:
-            record.activate(self._witness.place, os.getpid())
-        return True
-
-    def _bury_dead(self, queue):
-        """Give back the jobs of dispatchers that are proved dead."""
-        changed = False
-        for record in queue.dispatchers.values():
-            if record.UUID == self.UUID:
-                continue
-            if record.activated is None:
-                changed |= record.emptied()
-            elif self._liveness.is_dead(record):
-                log.error(
-                    'queue %r: dispatcher %s is dead; its jobs go to others',
-                    queue.name, record.UUID,
-                )  # fmt: skip
-                record.died()
-                changed = True
-        return changed
-
     def _pass(self, slow):
         """Retire, sort and claim in one transaction; returns when to look again."""
-        queues = {} if self._barred else self._begin()
+        queues = {} if self._chores.is_barred else self._begin()
         with self._guard:
             reports, self._reports = self._reports, []
         poll = self.statistics.begin_poll()
@@ -431,14 +328,17 @@ class Dispatcher:
             looks = [
                 Look(self, queue, reports, slow)
                 for name, queue in queues.items()
-                if name in self._served
+                if name in self._chores.served
             ]
             found = [assignment for look in looks for assignment in look.make()]
-            if found or slow or any(look.is_worth_a_commit for look in looks):
+            orphans = [report for report in reports if report.assignment.queue not in queues]
+            if found or slow or orphans or any(look.is_worth_a_commit for look in looks):
                 for look in looks:
                     look.retire()
+                settle_orphans(self._conn, orphans)
                 self._unsure = found
                 self._manager.commit()
+                self._tell_statistics(reports)
                 reports, self._unsure = [], []
                 if found:
                     self._liveness.showed()
@@ -457,6 +357,14 @@ class Dispatcher:
         if is_new or any(look.released for look in looks):
             self._ring()
         return earliest(*(look.wake_at for look in looks))
+
+    def _tell_statistics(self, reports):
+        """Outcomes that were left to us are written now."""
+        for report in reports:
+            if report.outcome is not None:
+                self.statistics.finished(
+                    report.assignment.job_id, report.failed, report.outcome.shown
+                )
 
     def _end_orphans(self, queues):
         """End the pools of queues that were removed."""
@@ -504,6 +412,10 @@ class Dispatcher:
             notify(JobClaimed(assignment))
         except Exception:
             log.exception('a subscriber to JobClaimed failed')
+
+    def holds_jobs_of(self, queue):
+        """Whether a job of the queue of that name takes a slot here."""
+        return any(a.queue == queue for a in list(self._flight.values()))
 
     def flight_count(self, queue, agent):
         """How many jobs of an agent take a slot now."""
@@ -740,7 +652,7 @@ class Dispatcher:
                 queues = connection.root().get(KEY) or {}
                 with self._guard:
                     reports, flying = list(self._reports), list(self._flight.values())
-                served = [queue for name, queue in queues.items() if name in self._served]
+                served = [queue for name, queue in queues.items() if name in self._chores.served]
                 close_records(self.UUID, served, reports, flying)
                 manager.commit()
                 return
@@ -754,6 +666,11 @@ class Dispatcher:
                     connection.close()
 
     # look
+
+    @property
+    def objection(self):
+        """Why this database may not be served, if so: a text."""
+        return self._chores.objection
 
     @property
     def polls(self):

@@ -14,7 +14,7 @@ from zodbjobs import clock, status
 from zodbjobs.interfaces import JobFiled
 from zodbjobs.model.intake import entries_of
 from zodbjobs.model.job import WAITS_FOR_JOB
-from zodbjobs.runtime import attempt
+from zodbjobs.runtime import attempt, ride
 
 #: Parents that wait for a returned job, looked at in one sweep.
 SWEEP_LIMIT = 1000
@@ -32,6 +32,7 @@ class Retirement:
         """Whether somebody may be waiting for these Reports to be written."""
         return any(
             report.kind not in (attempt.FINISHED, attempt.REASSIGNED)
+            or report.outcome is not None
             or report.assignment.quota_names
             or report.job_id is not None
             or int.from_bytes(report.assignment.oid, 'big') in self.queue.waiters
@@ -78,7 +79,9 @@ class Retirement:
         if entry is None or not agent.retired(oid, assignment.token):
             return False
         job = entry[1]
-        if report.kind == attempt.FINISHED:
+        if report.outcome is not None:
+            self._settle(agent, oid, job, report)
+        elif report.kind == attempt.FINISHED:
             self.queue.keep(
                 agent, assignment.token, job, self.now, report.failed, report.result_ttl
             )
@@ -90,6 +93,14 @@ class Retirement:
         elif report.kind in (attempt.OVERRAN, attempt.LOST) and job._token == assignment.token:
             self._give_back(agent, oid, job, report.kind)
         return True
+
+    def _settle(self, agent, oid, job, report):
+        """Write the outcome that its worker left to us."""
+        if not ride.settle(job, report.assignment.token, agent._p_oid, report.outcome):
+            self.queue.ready.dropped.change(-1)  # its filing was withdrawn
+            return
+        self.released |= oid in self.queue.waiters
+        self.queue.conclude(agent, job)
 
     def _give_back(self, agent, oid, job, kind):
         """The attempt did not come to its end: go on with the job where it stands."""
@@ -146,6 +157,15 @@ class Retirement:
                 self.queue.notes.drop(int.from_bytes(job._p_oid, 'big'))
             changed = True
         return changed
+
+
+def settle_orphans(connection, reports):
+    """Write the outcomes of jobs whose queue was removed while they ran."""
+    for report in reports:
+        assignment = report.assignment
+        if report.outcome is not None:
+            job = connection.get_connection(assignment.database).get(assignment.oid)
+            ride.settle(job, assignment.token, None, report.outcome)
 
 
 def close_records(uuid, queues, reports, flying):
