@@ -375,7 +375,7 @@ BUGS = [
     Bug(
         'an idle dispatcher writes',
         'runtime/chores.py',
-        '        if not self.dispatcher.holds_jobs_of(queue.name) or not self.liveness.must_show():\n',
+        '        if not holds or not self.liveness.must_show():\n',
         '        if False:\n',
         Seeds(0, 20),
     ),

@@ -72,7 +72,8 @@ class Chores:
 
     def _show_life(self, queue):
         """Write a sign of life, where others need one and we hold jobs."""
-        if not self.dispatcher.holds_jobs_of(queue.name) or not self.liveness.must_show():
+        holds = self.dispatcher.holds_jobs_of(queue.name)
+        if not holds or not self.liveness.must_show():
             return False
         queue.dispatchers[self.dispatcher.UUID].beat.again()
         return True
