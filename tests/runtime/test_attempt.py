@@ -66,6 +66,8 @@ def run(layer, call, *args, **wishes):
     job = layer.queue.put(Job(call, *args) if args else call, **wishes)
     transaction.commit()
     layer.reactor.wait_for(job)
+    # Its end is committed; the worker still has to say so.
+    layer.reactor.settle(5, until=lambda: not layer.dispatcher.getActiveJobIds())
     return job
 
 
