@@ -11,6 +11,7 @@ own; the threaded dispatcher then lives in a thread of its own.
 
 import contextlib
 import importlib
+import importlib.metadata
 import logging
 import signal
 import threading
@@ -162,6 +163,20 @@ def _activated(event):
                 installer(event)
 
 
+#: Packages that add to every process that serves a database register a function of the
+#: dispatcher under this group; the monitor is one of them.
+DOORS = 'zodbjobs.doors'
+
+
+def open_doors(dispatcher):
+    """Call what is registered for processes that serve a database; it hinders nobody."""
+    for found in importlib.metadata.entry_points(group=DOORS):
+        try:
+            found.load()(dispatcher)
+        except Exception:
+            log.exception('%s could not be opened for %r', found.name, dispatcher)
+
+
 class _DispatcherInstaller:
     def __init__(self, poll_interval=5, uuid=None, grace=30, deployment=None):
         self.poll_interval = poll_interval
@@ -173,7 +188,7 @@ class _DispatcherInstaller:
         # Here and not above: it brings Twisted, which a process that only puts can spare
         from zodbjobs.runtime.dispatcher import Dispatcher
 
-        return Dispatcher(
+        dispatcher = Dispatcher(
             db,
             reactor,
             self.poll_interval,
@@ -181,6 +196,8 @@ class _DispatcherInstaller:
             grace=self.grace,
             deployment=self.deployment,
         )
+        open_doors(dispatcher)
+        return dispatcher
 
 
 class ThreadedDispatcherInstaller(_DispatcherInstaller):

@@ -77,6 +77,7 @@ def add_arguments(parser):
     add('--max-jobs', type=positive, metavar='N', help='with -n: replace a worker after N jobs')
     add('--max-memory', type=size, metavar='SIZE', help='... when it holds so much, as in 500M')
     add('--max-age', type=age, metavar='AGE', help='... when it is so old, as in 90s, 30m, 12h, 1d')
+    add('--monitor', metavar='WHERE', help='off, or PORT or HOST:PORT, to be asked by TCP as well')
     add('--supervised', type=positive, help=argparse.SUPPRESS)  # the number of a worker
 
 
@@ -126,6 +127,8 @@ def main(args):
     logging.basicConfig(stream=sys.stderr, format=log_format)
     logging.getLogger('zodbjobs').setLevel(logging.INFO)
     check(args)
+    if args.monitor is not None:
+        os.environ['ZODBJOBS_MONITOR'] = args.monitor  # workers of -n have it, too
     if args.processes:
         return supervise(args)
     for path in args.path or ():
@@ -231,6 +234,7 @@ def make_dispatcher(db, reactor, args):
     with contextlib.closing(db.open(transactions)) as connection:
         # Other workers may start at the same moment and make the same things.
         transactions.run(lambda: install(connection.root(), dispatcher.UUID, args), TRIES)
+    subscribers.open_doors(dispatcher)
     return dispatcher
 
 

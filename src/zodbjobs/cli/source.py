@@ -117,6 +117,7 @@ def opened(address, writes=False):
 
 def _source(address, writes):
     from zodbjobs.monitor import doors
+    from zodbjobs.runtime import shared_file
 
     if address is None:
         return DoorSource(_only_door(doors.found()))
@@ -126,6 +127,9 @@ def _source(address, writes):
     door = doors.of_file(path)
     if door is not None:
         return DoorSource(door)
+    shared = shared_file.answered_uri(address)
+    if shared is not None:
+        return _database(shared)
     if not os.path.isfile(path):
         raise CommandError(f'{path}: there is no such file', WRONGLY_ASKED)
     return _database(address) if writes else _snapshot(address, path)

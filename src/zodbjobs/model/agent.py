@@ -115,6 +115,11 @@ class Agent(Persistent):
         entry = self.running.get(oid)
         return (entry[2],) if entry is not None and entry[0] == token else None
 
+    def claimed_at(self, job):
+        """Microseconds when it claimed a job that it still lists, or None."""
+        entry = self.running.get(job.oid)
+        return entry[3] if entry is not None and entry[0] == job._token else None
+
     def entries(self):
         """[(oid, token, job, ahead, claimed)] of what it runs, the longest held first."""
         found = [(oid, *entry) for oid, entry in entries_of(self.running)]

@@ -58,9 +58,9 @@ def _is_active(job):
         return f'it has run, and waits for {_named(parts) or "a job that it returned"}'
     if job.waits is not None:
         return f'it has run in {holder}, and waits for what it returned to have a value'
-    return f'it runs: {holder} began it {_ago(job._active_start)}' if job._active_start else (
-        f'it runs: {holder} has claimed it'
-    )  # fmt: skip
+    agent = job.agent
+    since = None if agent is None else agent.claimed_at(job)
+    return f'it runs: {holder} claimed it' + ('' if since is None else f' {_ago(since)}')
 
 
 def _is_telling(job):

@@ -79,8 +79,8 @@ def brief(job):
         }  # fmt: skip
     agent = job.agent
     queue = job.queue
-    now = clock.micros()
     progress = job.progress
+    started = started_at(job, agent)
     return {
         'oid': job.oid,
         'id': job.id,
@@ -94,10 +94,10 @@ def brief(job):
         'dispatcher': None if agent is None or agent.parent is None else str(agent.parent.UUID),
         'put': instant(job._put),
         'due': instant(job._due),
-        'started': instant(job._active_start),
+        'started': instant(started),
         'ended': instant(job._active_end),
-        'wait_seconds': _wait(job, now),
-        'run_seconds': _run(job, now),
+        'wait_seconds': _wait(job, started),
+        'run_seconds': _run(job, started),
         'attempts': job.attempts,
         'interruptions': job.interruptions,
         'conflicts': job.conflicts,
@@ -105,22 +105,32 @@ def brief(job):
     }
 
 
-def _wait(job, now):
+def started_at(job, agent):
+    """Microseconds when its latest attempt began; of one that runs, when it was claimed.
+
+    A job's record is written when its attempt ends: until then nobody else can see more.
+    """
+    if job._status == status.PENDING and agent is not None:
+        return agent.claimed_at(job)
+    return job._active_start
+
+
+def _wait(job, started):
     """Seconds it was due before it started, or is due already; None before it is due."""
-    if job._due is None or (job._active_start is None and job._due > now):
+    now = clock.micros()
+    if job._due is None or (started is None and job._due > now):
         return None
-    if job._status == status.PENDING and job.attempts and job.status == status.PENDING:
-        return max(0, now - job._due) / clock.SECOND  # it waits again
-    end = now if job._active_start is None else job._active_start
+    waits_again = job._status == status.PENDING and started == job._active_start
+    end = now if started is None or waits_again else started
     return max(0, end - job._due) / clock.SECOND
 
 
-def _run(job, now):
-    if job._active_start is None:
+def _run(job, started):
+    if started is None:
         return None
-    if job._active_end is not None:
-        return (job._active_end - job._active_start) / clock.SECOND
-    return (now - job._active_start) / clock.SECOND if job.status == status.ACTIVE else None
+    if job._active_end is not None and job._status in status.FINISHED:
+        return (job._active_end - started) / clock.SECOND
+    return (clock.micros() - started) / clock.SECOND if job.status == status.ACTIVE else None
 
 
 def full(job):
