@@ -30,6 +30,7 @@ from zodbjobs.cli.staff import close_database
 from zodbjobs.interfaces import KEY, DatabaseOpened
 from zodbjobs.runtime import shared_file
 from zodbjobs.runtime.address import open_database, without_password
+from zodbjobs.runtime.complaint import is_news
 
 log = logging.getLogger('zodbjobs.run')
 
@@ -125,6 +126,8 @@ def main(args):
     if args.supervised:
         log_format = LOG_FORMAT.replace(' ', f' worker {args.supervised} ', 1)
     logging.basicConfig(stream=sys.stderr, format=log_format)
+    for output in logging.getLogger().handlers:
+        output.addFilter(is_news)
     logging.getLogger('zodbjobs').setLevel(logging.INFO)
     check(args)
     if args.monitor is not None:

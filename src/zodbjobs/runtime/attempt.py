@@ -475,7 +475,7 @@ class Attempt:
     def decide(self, error, failure):
         """The Decision on an error, by the advice of the job's retry policy, and the failure."""
         in_commit = getattr(error, '_zodbjobs_commit', False)
-        kind = trouble_kind(error)
+        kind = trouble_kind(error, in_commit)
         job = self.load()
         self._still_ours(job)
         if job._cancelled:
@@ -599,8 +599,9 @@ class Attempt:
     def _abort(self):
         try:
             self.tm.abort()
-        except Exception:  # noqa: BLE001 - a data manager's abort; ours must go on
-            log.exception('abort failed')
+        except Exception as error:  # noqa: BLE001 - a data manager's abort; ours must go on
+            if trouble_kind(error) is None:
+                log.exception('abort failed')
 
     def _until_it_holds(self, what, deed):
         """Do `deed` until the storage lets it be done.
@@ -608,11 +609,14 @@ class Attempt:
         A conflict is tried again at once; other trouble after a pause, for as
         long as the worker may wait.
         """
-        pause = FIRST_PAUSE_SECONDS
+        pause, met = FIRST_PAUSE_SECONDS, None
         while True:
             try:
-                return deed()
+                found = deed()
+                self._is_well_after(met)
+                return found
             except (_Over, ReassignedError):
+                self._is_well_after(met)
                 raise
             except _Unheard:
                 self._abort()
@@ -620,10 +624,17 @@ class Attempt:
                 self._abort()
                 if trouble.is_conflict(error):
                     continue
-                self.worker.has_trouble(what, self.assignment, error)
+                if met is not None or not trouble.is_disconnected(error):
+                    # At first it may be that a restart had cut this thread's own connection.
+                    self.worker.has_trouble(what, self.assignment, error)
+                met = error
                 if not self.worker.pause(pause):
                     raise _Over(ABANDONED) from error
                 pause = min(2 * pause, LONGEST_PAUSE_SECONDS)
+
+    def _is_well_after(self, error):
+        if error is not None:
+            self.worker.is_well(wrote=trouble.is_refused(error))
 
     def _note(self, job):
         self.noted = {
@@ -734,10 +745,10 @@ class CallbackAttempt(Attempt):
             )  # fmt: skip
 
 
-def trouble_kind(error):
+def trouble_kind(error, in_commit=True):
     """The kind of trouble an exception is, in the words of `model.retry`."""
-    if trouble.is_disconnected(error):
-        return retry.DISCONNECTED
+    if trouble.is_disconnected(error) or trouble.is_refused(error, in_commit):
+        return retry.DISCONNECTED  # nothing to do but wait, in either case
     return retry.CONFLICT if trouble.is_conflict(error) else None
 
 

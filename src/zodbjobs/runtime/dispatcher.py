@@ -12,6 +12,7 @@ thread of its pool.  Reports come from the workers' threads, rings from any.
 """
 
 import contextlib
+import functools
 import importlib
 import logging
 import random
@@ -28,9 +29,10 @@ from zope.interface import implementer
 from zodbjobs import clock
 from zodbjobs.facts import PassingUUID
 from zodbjobs.interfaces import IUUID, KEY, IDispatcher, JobClaimed
-from zodbjobs.runtime import attempt, fence, trouble, witness
+from zodbjobs.runtime import attempt, fence, storages, trouble, witness
 from zodbjobs.runtime.annotations import Notebook, Surroundings
 from zodbjobs.runtime.chores import Chores
+from zodbjobs.runtime.complaint import Complaints
 from zodbjobs.runtime.hearing import Hearing
 from zodbjobs.runtime.liveness import LOOK_SECONDS, Liveness
 from zodbjobs.runtime.look import Look, earliest, poll_results, status_info, still_held
@@ -49,6 +51,9 @@ FIRST_BACKOFF_SECONDS, LONGEST_BACKOFF_SECONDS = 0.002, 0.05
 
 #: Microseconds until the next pass when all attempts at one conflicted.
 CROWDED_PAUSE = 100_000
+
+#: Microseconds until the next pass while there is trouble: nobody may ring when it is over.
+TROUBLE_PAUSE = 1_000_000
 
 #: Seconds for all threads that run no job to end, which takes them an instant.
 THREADS_END_SECONDS = 2
@@ -138,7 +143,9 @@ class Dispatcher:
         self._listener = None
         self._conn = None
         self._threaded = False
-        self._trouble = None
+        connected = functools.partial(storages.is_connected, db)
+        self._complaints = Complaints(f'dispatcher {self.UUID}', connected)
+        self._wrote = False  # the pass that is being made
         self._last_poll = None
         self._slow_due = 0.0  # monotonic seconds
         self._trigger = None
@@ -271,6 +278,7 @@ class Dispatcher:
     def _guarded_pass(self):
         """One pass; returns when to look again.  Never raises."""
         slow = clock.monotonic() >= self._slow_due
+        self._wrote = False
         try:
             wake_at = self._repeated_pass(slow)
         except Exception as error:  # noqa: BLE001 - polling must go on
@@ -280,9 +288,10 @@ class Dispatcher:
                     self._slow_due = clock.monotonic() + CROWDED_PAUSE / clock.SECOND
                 return clock.micros() + CROWDED_PAUSE
             self.has_trouble('could not look for jobs', error)
-            wake_at = None
+            wake_at = clock.micros() + TROUBLE_PAUSE
         else:
-            self.is_well()
+            if not self.is_well(self._wrote):
+                wake_at = earliest(wake_at, clock.micros() + TROUBLE_PAUSE)
         if slow:
             self._slow_due = clock.monotonic() + self.poll_interval
         self._last_poll = clock.monotonic()
@@ -294,7 +303,7 @@ class Dispatcher:
                 if slow:
                     queues = self._begin()
                     self._give_up_overtaken()
-                    self._chores.do(queues, self._manager.commit)
+                    self._chores.do(queues, self._commit_chores)
                 return self._pass(slow)
             except Exception as error:
                 self._manager.abort()
@@ -302,6 +311,10 @@ class Dispatcher:
                     raise
                 self._back_off(number)
         return None
+
+    def _commit_chores(self):
+        self._manager.commit()
+        self._wrote = True
 
     def _back_off(self, number):
         """Wait after the conflict of that number, so that two do not collide again."""
@@ -332,13 +345,15 @@ class Dispatcher:
             ]
             found = [assignment for look in looks for assignment in look.make()]
             orphans = [report for report in reports if report.assignment.queue not in queues]
-            if found or slow or orphans or any(look.is_worth_a_commit for look in looks):
+            writes = bool(found or orphans) or any(look.is_worth_a_commit for look in looks)
+            if writes or slow:
                 for look in looks:
                     look.retire()
                 settle_orphans(self._conn, orphans)
                 self._unsure = found
                 self._manager.commit()
                 self._tell_statistics(reports)
+                self._wrote |= writes or bool(reports)
                 reports, self._unsure = [], []
                 if found:
                     self._liveness.showed()
@@ -530,20 +545,12 @@ class Dispatcher:
         self.reported(attempt.Report(assignment, attempt.LOST))
 
     def has_trouble(self, what, error):
-        """Say so once until `is_well`, as long as the trouble is of one kind."""
-        kind = (what.split(' job ')[0], type(error))
-        if self._trouble == kind:
-            return
-        self._trouble = kind
-        if trouble.is_disconnected(error):
-            log.error('dispatcher %s lost the storage: %s', self.UUID, error)
-        else:
-            log.critical('dispatcher %s %s', self.UUID, what, exc_info=error)
+        """Something could not be done.  See `complaint.Complaints`."""
+        self._complaints.hear(what, error)
 
-    def is_well(self):
-        if self._trouble is not None:
-            self._trouble = None
-            log.info('dispatcher %s goes on', self.UUID)
+    def is_well(self, wrote):
+        """Something was done, and if `wrote` is true, committed; returns whether all is well."""
+        return self._complaints.is_well(wrote)
 
     @property
     def awaits_deferred(self):

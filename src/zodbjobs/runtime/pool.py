@@ -107,8 +107,8 @@ class Worker:
     def has_trouble(self, what, assignment, error):
         self.dispatcher.has_trouble(f'could not {what} job {assignment.job_id}', error)
 
-    def is_well(self):
-        self.dispatcher.is_well()
+    def is_well(self, wrote):
+        self.dispatcher.is_well(wrote)
 
     def wait_for(self, value):
         """Block until a Deferred or a coroutine (of a callback) has its value; returns it."""

@@ -57,6 +57,11 @@ def base(db):
     return storage
 
 
+def is_connected(db):
+    """Whether the storage of `db` has its server now; True where nobody can tell."""
+    return getattr(base(db), 'is_connected', lambda: True)()
+
+
 def adapter(db):
     """RelStorage's adapter of `db` (it knows how to connect), None for other storages."""
     return getattr(base(db), '_adapter', None)

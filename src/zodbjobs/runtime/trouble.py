@@ -1,8 +1,9 @@
 """What an exception from the database means: try again, or the database is out of reach.
 
 A *conflict* is answered by doing the transaction again, a *lost connection* by
-waiting for the server, and neither is the fault of a job.  What was found by
-cutting real connections at every step of a transaction:
+waiting for the server, and a database that *refuses* writes (read-only, or its
+disk is full) by waiting for whoever looks after it.  None is the fault of a job.
+What was found by cutting real connections at every step of a transaction:
 
 * ZEO raises ClientDisconnected everywhere, and calls it transient.
 * RelStorage lets the driver's exception through, and psycopg2 does not always
@@ -13,8 +14,13 @@ cutting real connections at every step of a transaction:
   committed; look at what it wrote.  ``abort()`` and the next ``begin()`` may
   raise once more.
 
+* A full disk is an OSError from a FileStorage, and over ZEO a ServerException
+  that names it; the next calls of that client may find themselves disconnected.
+
 Neither ZEO, RelStorage nor a driver is imported: classes are known by name.
 """
+
+import errno
 
 from transaction.interfaces import TransientError
 from ZODB.POSException import POSError
@@ -45,6 +51,19 @@ _ENDED_SESSION = frozenset(('57P01', '57P02', '57P03', '57P05', '25P03', '53300'
 _CONNECTION_CLASS = '08'
 
 #: SQLSTATE: class 40 is serialization failures and deadlocks, 55P03 a lock not had in time.
+#: SQLSTATE: a disk is full; a session that may only read, as on a standby.
+_REFUSALS = frozenset(('53100', '25006'))
+
+#: The quota of an address (``file:Data.fs?quota=1GB``) is one more way to be full.
+_REFUSED = frozenset((
+    'ZODB.POSException.ReadOnlyError',
+    'ZODB.FileStorage.FileStorage.FileStorageQuotaError',
+))  # fmt: skip
+
+#: What the system says of a disk that takes no more: full, a user's share of it is, the
+#: largest size of a file, mounted for reading only.
+_FULL = frozenset((errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS))
+
 _ROLLBACK_CLASS = '40'
 _LOCK_NOT_AVAILABLE = '55P03'
 
@@ -65,6 +84,30 @@ def is_conflict(exc):
         return _LOST_COMMIT_LOCK in str(exc)
     code = _sqlstate(exc, names)
     return _LOCKED in names or code[:2] == _ROLLBACK_CLASS or code == _LOCK_NOT_AVAILABLE
+
+
+def is_refused(exc, in_commit=True):
+    """Whether `exc` says that the database takes no writes (now), as it is full or read-only.
+
+    An OSError may come from the database's files in a commit; anywhere else
+    (`in_commit` False) it is of somebody's own files.
+    """
+    for each in _told_by_storage(exc):
+        names = _names(each)
+        if not _REFUSED.isdisjoint(names) or _sqlstate(each, names) in _REFUSALS:
+            return True
+        if _SERVER_EXCEPTION in names and _errno_at_server(each) in _FULL:
+            return True
+        if in_commit and isinstance(each, OSError) and each.errno in _FULL:
+            return True
+    return False
+
+
+def _errno_at_server(exc):
+    """The number of the OSError that a ServerException stands for, or None."""
+    # Its arguments are ('builtins.OSError', (28, 'No space left on device')).
+    name, details = (*exc.args, None, None)[:2]
+    return details[0] if name == 'builtins.OSError' and details else None
 
 
 def _is_reused_oid(exc):
