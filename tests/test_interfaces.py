@@ -22,6 +22,7 @@ from zodbjobs import (
     Job,
     JobFeed,
     Loop,
+    LoopRunner,
     Loops,
     Message,
     MessageQueue,
@@ -58,6 +59,7 @@ CLASSES = {
     interfaces.IAgent: [Agent],
     interfaces.ILoop: [Loop],
     interfaces.ILoops: [Loops],
+    interfaces.ILoopRunner: [LoopRunner],
     interfaces.IRetryPolicy: [
         RetryCommonFourTimes, RetryCommonForever, NeverRetry, type(RetryPolicy(1)(Job(work))),
     ],
@@ -170,7 +172,8 @@ def test_objects_keep_what_their_classes_promise(house):
         queue, side.queues, queue.quotas, queue.quotas['images'], queue.dispatchers, side.record,
         side.agent, job, choice, queue.put(serial(work)), queue.put(parallel(work)),
         job.getRetryPolicy(), NeverRetry(job), RetryPolicy(1)(job), RetryCommonForever(job),
-        interfaces.DatabaseOpened(house.db), consumer, claim, Loop(), Loops(),
+        interfaces.DatabaseOpened(house.db), consumer, claim,
+        Loop(), Loops(), LoopRunner(Loop(), work),
     ]  # fmt: skip
     seen = set()
     for thing in objects:

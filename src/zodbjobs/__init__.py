@@ -20,6 +20,7 @@ if typing.TYPE_CHECKING:
     from zodbjobs.model.job import Job
     from zodbjobs.model.jobfeed import JobFeed
     from zodbjobs.model.loop import Batch, Loop, Loops
+    from zodbjobs.model.looprunner import LoopRunner
     from zodbjobs.model.message import Message
     from zodbjobs.model.messagequeue import MessageQueue
     from zodbjobs.model.queue import Queue, Queues
@@ -43,6 +44,7 @@ __all__ = [
     'JobFeed',
     'MessageQueue',
     'Loop',
+    'LoopRunner',
     'Loops',
     'Message',
     'NeverRetry',
@@ -68,6 +70,7 @@ _HOMES = {
     'JobFeed': 'model.jobfeed',
     'MessageQueue': 'model.messagequeue',
     'Loop': 'model.loop',
+    'LoopRunner': 'model.looprunner',
     'Loops': 'model.loop',
     'Message': 'model.message',
     'NeverRetry': 'model.retry',

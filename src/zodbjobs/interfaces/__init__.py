@@ -46,6 +46,8 @@ from zodbjobs.interfaces.events import (
     JobInterrupted,
     JobRescheduled,
     JobStarted,
+    LoopFresh,
+    LoopLate,
     ObjectAdded,
     ObjectEvent,
 )
@@ -58,7 +60,7 @@ from zodbjobs.interfaces.feeds import (
     ISortedFeed,
     IToldFeed,
 )
-from zodbjobs.interfaces.loop import LOOPS_KEY, ILoop, ILoops
+from zodbjobs.interfaces.loop import LOOPS_KEY, ILoop, ILoopRunner, ILoops
 from zodbjobs.status import ACTIVE, ASSIGNED, CALLBACKS, COMPLETED, HELD, NEW, PENDING
 
 __all__ = [
@@ -105,6 +107,7 @@ __all__ = [
     'IJobFeed',
     'IMessageQueue',
     'ILoop',
+    'ILoopRunner',
     'ILoops',
     'IQueue',
     'IQueues',
@@ -121,6 +124,8 @@ __all__ = [
     'JobInterrupted',
     'JobRescheduled',
     'JobStarted',
+    'LoopFresh',
+    'LoopLate',
     'MultipleDelayError',
     'NoticesGone',
     'ObjectAdded',

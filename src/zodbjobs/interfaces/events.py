@@ -164,6 +164,18 @@ class HandlerRemoved(_DeliveryEvent):
         self.handler = handler
 
 
+class LoopLate(ObjectEvent):
+    """An id has waited longer than a LoopRunner (`object`) promises; `seconds`: how long."""
+
+    def __init__(self, object, seconds=0.0):
+        super().__init__(object)
+        self.seconds = seconds
+
+
+class LoopFresh(ObjectEvent):
+    """The loop of a LoopRunner (`object`) is again as fresh as promised."""
+
+
 class IDatabaseOpenedEvent(Interface):
     """A database was opened and may be served."""
 

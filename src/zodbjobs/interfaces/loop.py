@@ -116,3 +116,28 @@ class ILoops(IEnumerableMapping):
 
     def __delitem__(name):
         """Forget a loop and all that it knows.  Raises KeyError."""
+
+
+class ILoopRunner(Interface):
+    """Lets the agents of a queue work a loop: a job per batch, its work and `did` one commit."""
+
+    loop = Attribute('ILoop')
+    call = Attribute('what is called with an id, or with a Batch where `batch` is more than 1')
+    batch = Attribute('how many ids are given to a job')
+    lock_for = Attribute('seconds that a batch is leased; a job that takes longer loses its ids')
+    min_loop_time = Attribute('seconds between two updates of an id')
+    fresh = Attribute('None, or the seconds that no id shall wait longer')
+    queue = Attribute('the queue that it puts its jobs in, or None before start()')
+    running = Attribute('whether it was started')
+    late = Attribute('None, or for how many seconds the oldest id has waited longer than `fresh`')
+    jobs = Attribute('the jobs that work on batches now (a tuple)')
+
+    def start(queue, size=1, **wishes):
+        """Work the loop with up to `size` jobs at a time, from the commit on.
+
+        `wishes` are those of IQueue.put: priority, channel, quota_names, retries,
+        retry_policy_factory, time_limit, result_ttl.  A runner that runs goes on with these.
+        """
+
+    def stop():
+        """Take no more batches; those that were taken are worked on to their end."""

@@ -239,25 +239,26 @@ class Loop(Persistent):
     def check(self, ids):
         now = clock.micros()
         found = {}
-        for number, some in self._by_shard(_listed(ids)).items():
-            pending = self.shards[number].pending()
-            for id in some:
-                state = self._state(self.shards[number], id, pending)
-                if state is not None:
-                    locked = None if state.until is None else (state.until - now) / clock.SECOND
-                    found[id] = _seconds(state.updated, now), locked
+        for id, state in self._states(ids).items():
+            if state is not None:
+                locked = None if state.until is None else (state.until - now) / clock.SECOND
+                found[id] = _seconds(state.updated, now), locked
         return found
 
     def held(self, batch):
         """See ILoop.held."""
-        token = batch.token
-        return Batch(
-            (id for id in batch if is_held(self._look_up(id), token)), token, batch.expires
-        )
+        token, states = batch.token, self._states(batch)
+        return Batch((id for id in batch if is_held(states[id], token)), token, batch.expires)
 
-    def _look_up(self, id):
-        shard = self.shards[_hash(id) % len(self.shards)]
-        return self._state(shard, id, shard.pending())
+    def _states(self, ids):
+        """{id: State or None} in the order of `ids`."""
+        ids = _listed(ids)
+        found = dict.fromkeys(ids)
+        for number, some in self._by_shard(ids).items():
+            pending = self.shards[number].pending()
+            for id in some:
+                found[id] = self._state(self.shards[number], id, pending)
+        return found
 
     def failures(self, ids=None):
         now = clock.micros()
@@ -266,7 +267,7 @@ class Loop(Persistent):
             for shard in self.shards:
                 found.update(Census(shard, now).failing())
             return found
-        states = ((id, self._look_up(id)) for id in _listed(ids))
+        states = self._states(ids).items()
         return {id: state.failures_at(now) for id, state in states if state is not None}
 
     def stats(self):
@@ -317,7 +318,7 @@ class Loop(Persistent):
         return True
 
     def __contains__(self, id):
-        return self._look_up(id) is not None
+        return self._states([id])[id] is not None
 
     def __iter__(self):
         """Every id, in no order."""

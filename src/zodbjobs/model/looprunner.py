@@ -1,0 +1,234 @@
+"""LoopRunner: lets the agents of a queue work a loop.
+
+A *turn* takes a batch for each free place and puts a job for it; that job does
+the work and says `did`, in one commit, and its callback is the next turn.  When
+there is nothing to take, the runner sleeps: one job waits for the moment when
+the next id is due, and who adds, unlocks or bumps ids meanwhile puts a turn in his
+own transaction.
+
+A turn runs in a job's transaction, `wake` in that of whoever uses the loop.
+"""
+
+import inspect
+import itertools
+import logging
+
+from persistent import Persistent
+from zope.event import notify
+from zope.interface import implementer
+
+from zodbjobs import clock, status
+from zodbjobs.interfaces import ILoop, ILoopRunner, LoopFresh, LoopLate
+from zodbjobs.model.call import call_name, resolved, stored_form
+from zodbjobs.model.job import Job
+from zodbjobs.model.retry import RetryCommonForever
+
+log = logging.getLogger('zodbjobs.events')
+
+#: Seconds after it fell asleep when a runner looks once more: a transaction that was open at that
+#: moment took it to be awake, and has not woken it.
+LOOKS_SECONDS = 2, 60
+
+WISHES = {
+    'priority', 'channel', 'quota_names', 'retries', 'failure_log_level',
+    'retry_policy_factory', 'result_ttl', 'time_limit',
+}  # fmt: skip
+
+_UNDER_WAY = (status.PENDING, status.ASSIGNED, status.ACTIVE)
+
+
+@implementer(ILoopRunner)
+class LoopRunner(Persistent):
+    """See ILoopRunner.
+
+    `call` gets an id, or with a `batch` of more than 1 the list of them; it must
+    have done its work when it returns.  Ids whose latest lease ended by itself are
+    given to a job of their own, so that one bad id does not keep others back.
+    """
+
+    queue = None
+    running = False
+    size = 1
+    jobs = ()
+    told_late = False
+    _wishes = ()
+    _alarm = None  # the job that waits for the next id to be due
+    _asleep_since = None  # microseconds; None while jobs are under way in all places
+    _asleep_until = None
+
+    def __init__(self, loop, call, batch=1, lock_for=3600, min_loop_time=3600, fresh=None):
+        if not ILoop.providedBy(loop):
+            raise TypeError(f'a loop is needed, not {loop!r}')
+        if isinstance(batch, bool) or not isinstance(batch, int) or batch < 1:
+            raise ValueError(f'batch is a whole number from 1 on, not {batch!r}')
+        if fresh is not None and clock.micros_in(fresh) <= 0:
+            raise ValueError(f'fresh is more than 0 seconds, not {fresh!r}')
+        loop.get(0, lock_for, min_loop_time)  # raises if they are no spans
+        self.loop = loop
+        self._call = stored_form(call)
+        self.batch = batch
+        self.lock_for = lock_for
+        self.min_loop_time = min_loop_time
+        self.fresh = fresh
+
+    @property
+    def call(self):
+        return resolved(self._call)
+
+    @property
+    def late(self):
+        oldest = None if self.fresh is None else self.loop.oldest()
+        if oldest is None:
+            return None
+        over = oldest - clock.micros_in(self.fresh) / clock.SECOND
+        return over if over > 0 else None
+
+    def start(self, queue, size=1, **wishes):
+        if isinstance(size, bool) or not isinstance(size, int) or size < 1:
+            raise ValueError(f'size is a whole number from 1 on, not {size!r}')
+        unknown = set(wishes) - WISHES
+        if unknown:
+            raise TypeError(f'{sorted(unknown)}: a runner may wish {sorted(WISHES)} of its jobs')
+        self.queue, self.size, self._wishes = queue, size, tuple(sorted(wishes.items()))
+        self.running = True
+        if self not in self.loop.runners:
+            self.loop.runners += (self,)
+        self._put_turn()
+
+    def stop(self):
+        self.running = False
+        self.loop.runners = tuple(each for each in self.loop.runners if each is not self)
+        self._remove_alarm()
+
+    def wake(self, moment):
+        """An id may be taken at `moment` (microseconds): see that there is a turn then."""
+        until = self._asleep_until
+        if self.running and until is not None and moment < until:
+            self._put_turn(moment)
+
+    # what jobs call
+
+    def turn(self, result=None):
+        """Put jobs for what is due, and see to the next turn.  `result` is that of the last job."""
+        jobs = tuple(job for job in self.jobs if _is_under_way(job))
+        if self.running:
+            while len(jobs) < self.size and (batch := self._take()):
+                jobs += (self._put_work(batch),)
+            self._tell_freshness()
+            self._sleep(len(jobs) < self.size)
+        if jobs != self.jobs:
+            self.jobs = jobs
+
+    def work(self, batch):
+        """Call what is to be called with the ids of `batch`, and say `did`: one commit."""
+        held = self.loop.held(batch)
+        if not held:
+            log.info('%r: the lease of %d ids ended before their job began', self, len(batch))
+            return None
+        value = self.call(held[0] if self.batch == 1 else held)
+        if inspect.isawaitable(value) or hasattr(value, 'addCallback'):
+            if inspect.iscoroutine(value):
+                value.close()
+            raise TypeError(
+                f'{call_name(self._call)} answered {value!r}: what a LoopRunner calls must have'
+                f' done its work when it returns, so that "did" can be said in the same commit'
+            )
+        self.loop.did(held)
+        return value
+
+    # how a turn is made
+
+    def _take(self):
+        count = self.batch
+        if count > 1:
+            ids = self._get(count, test=True)
+            bad = [bool(each) for each in self.loop.failures(ids).values()]
+            count = 1 if bad[:1] == [True] else sum(1 for _ in itertools.takewhile(_not, bad))
+        return self._get(count) if count else []
+
+    def _get(self, count, test=False):
+        return self.loop.get(count, self.lock_for, self.min_loop_time, test)
+
+    def _put_work(self, batch):
+        job = Job(self.work, batch)
+        job.addCallback(Job(self.turn))
+        return self.queue.put(job, **dict(self._wishes))
+
+    def _put_turn(self, moment=None):
+        """Put a job that makes a turn, now or at `moment` (microseconds)."""
+        begin_after = None if moment is None else clock.datetime_of(moment)
+        wishes = {name: value for name, value in self._wishes if name in ('channel', 'priority')}
+        return self.queue.put(
+            Job(self.turn), begin_after, retry_policy_factory=RetryCommonForever, **wishes
+        )
+
+    def _sleep(self, has_room):
+        """See that there is a turn when something can be taken, or has to be told."""
+        now = clock.micros()
+        if has_room:
+            if self._asleep_since is None:
+                self._asleep_since = now
+            due = self.loop.next_due(self.min_loop_time)
+            until = None if due is None else max(clock.micros_of(due), now + clock.SECOND)
+            moments = [until, *self._looks(now)]
+            self._asleep_until = 2**62 if until is None else until
+        else:
+            # The jobs will call; if they were taken away, their leases end.
+            moments = [now + clock.micros_in(self.lock_for)]
+            if self._asleep_until is not None:
+                self._asleep_since = self._asleep_until = None
+        if self.fresh is not None and not self.told_late:
+            oldest = self.loop.oldest()
+            if oldest is not None:
+                rest = clock.micros_in(self.fresh) - round(oldest * clock.SECOND)
+                moments.append(now + max(rest, 0) + clock.SECOND)
+        self._set_alarm(min((moment for moment in moments if moment is not None), default=None))
+
+    def _looks(self, now):
+        looks = (self._asleep_since + seconds * clock.SECOND for seconds in LOOKS_SECONDS)
+        return [look for look in looks if look > now][:1]
+
+    def _set_alarm(self, moment):
+        """See that a turn waits for `moment` (microseconds); one that comes before will do."""
+        alarm = self._alarm
+        waits = alarm is not None and alarm.status == status.PENDING
+        if waits and moment is not None and alarm._due <= moment:
+            return
+        if waits:
+            self._remove_alarm()
+        if moment is not None:
+            self._alarm = self._put_turn(moment)
+
+    def _remove_alarm(self):
+        alarm, self._alarm = self._alarm, None
+        if alarm is not None and alarm.status == status.PENDING:
+            self.queue.remove(alarm)
+
+    def _tell_freshness(self):
+        late = self.late
+        if (late is not None) == self.told_late:
+            return
+        self.told_late = late is not None
+        if late is None:
+            log.info('%r is again as fresh as promised', self)
+            notify(LoopFresh(self))
+        else:
+            log.warning(
+                '%r: the oldest id has waited %.0f seconds, and %s are promised',
+                self, late + clock.micros_in(self.fresh) / clock.SECOND, self.fresh,
+            )  # fmt: skip
+            notify(LoopLate(self, late))
+
+    def __repr__(self):
+        return f'<LoopRunner {call_name(self._call)}>'
+
+
+def _is_under_way(job):
+    try:
+        return job._status in _UNDER_WAY
+    except (AttributeError, KeyError):  # its class is gone, or, with a POSKeyError, its record
+        return False
+
+
+def _not(value):
+    return not value
