@@ -231,8 +231,8 @@ BUGS = [
     Bug(
         'a job does not tell who waits for its result',
         'model/job.py',
-        'outer.inner_finished(job):\n',
-        'False:\n',
+        'outer.inner_taken_out(self) if gone else outer.inner_finished(self)\n',
+        'False\n',
         Seeds(0, 100),
     ),
     Bug(
@@ -268,8 +268,8 @@ BUGS = [
         'model/registry.py',
         '        for agent in self.values():\n'
         '            hand_back(agent, interrupted=True)\n'
-        '        notify(DispatcherDeactivated(self))\n',
-        '        notify(DispatcherDeactivated(self))\n',
+        '        announce(DispatcherDeactivated(self))\n',
+        '        announce(DispatcherDeactivated(self))\n',
         Seeds(0, 100),
     ),
     Bug(
@@ -325,7 +325,7 @@ BUGS = [
     Bug(
         'nobody lets go who waited for a job that has ended',
         'runtime/retire.py',
-        '        if oid in self.queue.waiters:\n            self.queue.release(oid)\n',
+        '        if self.queue.is_awaited(oid):\n            self.queue.release(oid)\n',
         '        if False:\n            self.queue.release(oid)\n',
         Seeds(0, 100),
     ),

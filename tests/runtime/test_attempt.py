@@ -16,8 +16,8 @@ from persistent.mapping import PersistentMapping
 from transaction.interfaces import DoomedTransaction
 from twisted.internet.defer import Deferred, fail, succeed
 
-from zodbjobs import Failure, Job, clock, local, parallel, status, testing
-from zodbjobs.interfaces import JobCompleted, JobRescheduled, JobStarted
+from zodbjobs import Failure, Job, NeverRetry, clock, local, parallel, status, testing
+from zodbjobs.interfaces import DependencyError, JobCompleted, JobFiled, JobRescheduled, JobStarted
 from zodbjobs.model.retry import RetryPolicy
 from zodbjobs.runtime import dispatcher as dispatchers
 
@@ -529,6 +529,57 @@ class TestReturnedJobs:
         assert job.outcome == 'cancelled'
         assert is_idle(layer)
 
+    @pytest.mark.parametrize('how', ['remove', 'pull', 'clear'])
+    def test_an_inner_job_that_was_taken_out(self, layer, how):
+        """It will never have a result: the outer one fails, and says why."""
+        job = layer.queue.put(return_later)
+        told = job.addCallbacks(failure=Job(str))
+        transaction.commit()
+        layer.reactor.settle(5, until=lambda: inner_of(job))
+        inner = inner_of(job)
+        getattr(layer.queue, how)(*((inner,) if how == 'remove' else ()))
+        transaction.commit()
+        layer.reactor.wait_for(job, told, attempts=2)
+        assert job.result.check(DependencyError)
+        words = job.result.getErrorMessage()
+        assert 'taken out of its queue' in words and f'oid {inner.oid}' in words
+        assert is_idle(layer)
+
+    def test_an_inner_job_that_was_moved(self, layer):
+        """Taken out and put again, in one transaction: the outer one waits on."""
+        job = layer.queue.put(return_later)
+        transaction.commit()
+        layer.reactor.settle(5, until=lambda: inner_of(job))
+        inner = inner_of(job)
+        layer.queue.remove(inner)
+        layer.queue.put(inner, delay=20)
+        transaction.commit()
+        layer.reactor.time_flies(15)
+        assert inner_of(job) is inner and job.status == status.ACTIVE
+        layer.reactor.wait_for(job, inner, attempts=3)
+        assert job.result == inner.result == 'done' and is_idle(layer)
+
+    @pytest.mark.parametrize('policy', [None, NeverRetry], ids=['usual', 'never'])
+    def test_an_inner_job_that_runs_already(self, layer, policy):
+        """It is not disturbed by being waited for."""
+        inner = layer.queue.put(wait_at_gate, retry_policy_factory=policy)
+        layer.root['partners'] = PersistentMapping(inner=inner)
+        transaction.commit()
+        layer.reactor.settle(5, until=lambda: active(layer))
+        outers = [layer.queue.put(Job(return_partner, 'inner')) for _ in range(2)]
+        transaction.commit()
+        layer.reactor.settle(5, until=lambda: all(inner_of(outer) for outer in outers))
+        gate.set()
+        layer.reactor.wait_for(inner, *outers)
+        assert {job.result for job in (inner, *outers)} == {'gone through'}
+        assert (inner.conflicts, inner.attempts) == (0, 1)
+        assert is_idle(layer)
+
+
+def wait_at_gate():
+    assert gate.wait(10)
+    return 'gone through'
+
 
 def return_partner(name):
     return root()['partners'][name]
@@ -797,6 +848,17 @@ class TestEvents:
         transaction.commit()
         layer.reactor.wait_for(job)
         assert job.result == 'third'
+        assert is_idle(layer)
+
+    def test_a_subscriber_that_raises_where_jobs_are_let_go(self, layer, listen):
+        """The bookkeeping of the queue is not its business."""
+        job = layer.queue.put(say)
+        waiting = layer.queue.put(say, after=[job])
+        heard = listen(JobFiled, deed=explode)
+        other = layer.queue.put(say)
+        transaction.commit()
+        layer.reactor.wait_for(job, waiting, other, attempts=1)
+        assert len(heard) >= 2 and waiting.result == 'done'
         assert is_idle(layer)
 
 

@@ -5,8 +5,20 @@ import threading
 import pytest
 import transaction
 
-from zodbjobs import Agent, Dispatcher, Job, Queue, clock, local, parallel, serial, status, testing
-from zodbjobs.interfaces import BadStatusError, QueueClosed
+from zodbjobs import (
+    Agent,
+    Dispatcher,
+    Job,
+    NeverRetry,
+    Queue,
+    clock,
+    local,
+    parallel,
+    serial,
+    status,
+    testing,
+)
+from zodbjobs.interfaces import BadStatusError, DependencyError, QueueClosed
 from zodbjobs.runtime import dispatcher as dispatchers
 
 said = []
@@ -72,6 +84,20 @@ def wait(value):
     begun.append(value)
     assert gate.wait(10)
     return work(value)
+
+
+def work_unless_broken(value):
+    said.append(value)
+    if local.getJob()._p_jar.root()['broken']:
+        raise ValueError('broken')
+    return value
+
+
+def succeed(*jobs):
+    """The results, if all have succeeded."""
+    if any(job.outcome != 'success' for job in jobs):
+        raise LookupError('not all')
+    return [job.result for job in jobs]
 
 
 def put_next(value):
@@ -270,7 +296,7 @@ class TestBoth:
             layer.queue.put(compose(*(Job(work, i) for i in range(6)), postprocess=results))
             for _ in range(3)
         ]
-        finish(layer, *jobs)
+        finish(layer, *jobs, attempts=3)
         assert [job.result for job in jobs] == [[0, 1, 2, 3, 4, 5]] * 3
         testing.tear_down_dispatcher(other)
 
@@ -285,6 +311,78 @@ class TestBoth:
         part.cancel()
         finish(layer, job)
         assert job.result == ['cancelled', 'success']
+
+    def test_a_part_that_was_taken_out(self, layer, compose):
+        """The whole cannot be finished, and fails; run again, it puts the part once more."""
+        part = Job(work, 1)
+        part._due = 2**60
+        job = layer.queue.put(compose(part, Job(work, 2), postprocess=outcomes))
+        transaction.commit()
+        layer.reactor.settle()
+        transaction.begin()
+        layer.queue.remove(part)
+        finish(layer, job, attempts=2)
+        assert job.result.check(DependencyError) and is_idle(layer)
+        job.retry()
+        finish(layer, job)
+        assert job.result == ['success', 'success'] and sorted(said) == [1, 2]
+        assert is_idle(layer)
+
+    def test_run_again(self, layer, compose):
+        """What failed is run again, what succeeded is not; then postprocess is called again."""
+        layer.root['broken'] = True
+        inside = compose(Job(work, 3), Job(work_unless_broken, 4), postprocess=succeed)
+        parts = [Job(work, 1), Job(work_unless_broken, 2), inside, Job(work, 5)]
+        job = layer.queue.put(compose(*parts, postprocess=succeed))
+        finish(layer, job)
+        assert job.outcome == inside.outcome == 'failure'
+        for _ in range(2):
+            said.clear()
+            job.retry()
+            finish(layer, job)
+            assert job.outcome == 'failure' and set(said) == {2, 4}
+        said.clear()
+        layer.root['broken'] = False
+        job.retry()
+        finish(layer, job)
+        assert job.result == [1, 2, [3, 4], 5] and set(said) == {2, 4}
+        assert said == [2, 4] or compose is parallel
+        assert is_idle(layer)
+
+    def test_run_again_when_it_was_cancelled(self, layer, compose):
+        """It goes on where it was."""
+        job = layer.queue.put(
+            compose(Job(work, 1), Job(wait, 2), Job(work, 3), postprocess=results)
+        )
+        transaction.commit()
+        layer.reactor.settle(5, until=lambda: begun)
+        transaction.begin()
+        job.cancel()
+        finish(layer, job)
+        layer.reactor.time_flies(5)
+        transaction.begin()
+        job.retry()
+        transaction.commit()
+        layer.reactor.settle(0.05)
+        gate.set()
+        finish(layer, job)
+        assert job.result == [1, 2, 3] and sorted(said) == [1, 2, 3]
+        assert is_idle(layer)
+
+    def test_retries_are_for_its_parts(self, layer, compose):
+        """Those that have no wish of their own, and postprocess."""
+        fussy = Job(fail, 'fussy')
+        fussy.retry_policy_factory = NeverRetry
+        whole = compose(Job(fail, 'usual'), fussy, postprocess=Job(refuse))
+        job = layer.queue.put(whole, retries=2)
+        finish(layer, job)
+        assert said.count('usual') == 3 and said.count('fussy') == 1
+        assert job.postprocess.attempts == 3 and job.attempts == 1
+        said.clear()
+        once = compose(Job(fail, 'once'), postprocess=Job(results))
+        job = layer.queue.put(once, retry_policy_factory=NeverRetry)
+        finish(layer, job)
+        assert said == ['once'] and job.args[0].retry_policy_factory is NeverRetry
 
     def test_the_whole_is_cancelled(self, layer, compose):
         """It ends; the part that runs ends in its own time and calls nobody."""

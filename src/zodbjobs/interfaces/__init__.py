@@ -313,7 +313,11 @@ class IJob(Interface):
         """
 
     def retry():
-        """Run a finished failure again, as if it was put now."""
+        """Run a finished failure again, as if it was put now.
+
+        Of a `serial` or `parallel` job only those parts that failed are run
+        again, and then its postprocess.  Raises BadStatusError.
+        """
 
     def fail(error=None):
         """Complete a job that has not begun with `error` (default TimeoutError)."""

@@ -13,13 +13,15 @@ from zodbjobs import status
 from zodbjobs.interfaces import BadStatusError, ZodbJobsError
 from zodbjobs.model.call import Vanished, refuse_broken
 from zodbjobs.model.failure import Failure
-from zodbjobs.model.job import WAITS_FOR_JOB, Job, as_job
+from zodbjobs.model.job import NEVER_STORED, WAITS_FOR_JOB, Job, as_job
+from zodbjobs.model.retry import RetryCommonForever
 
 
 class Composite(Job):
     """A job whose work is its parts, which are its args; they may be added while it runs."""
 
     _postprocess = None
+    _again = ()  # jobs that have failed and are to be run once more when their turn comes
 
     def __init__(self, maker, calls, postprocess):
         super().__init__(maker, *(as_job(call) for call in calls))
@@ -30,6 +32,27 @@ class Composite(Job):
     def postprocess(self):
         """The job that gets the finished parts, or None."""
         return self._postprocess
+
+    @property
+    def runs_once(self):
+        """Its own steps may be repeated; what was wished is for its parts."""
+        return False
+
+    def getRetryPolicy(self):
+        """One for its own steps, which may always be done again."""
+        if self._policy is None:
+            self._policy = RetryCommonForever(self)
+        return self._policy
+
+    def run_again(self):
+        parts = [part for part in self.args if isinstance(part, Job)]
+        over = [part for part in parts if part._status == status.COMPLETED]
+        self._again = tuple(part for part in over if part.outcome != 'success')
+        last = self._postprocess
+        if last is not None and last._status == status.COMPLETED:
+            self._again += (last,)
+        self.__dict__.pop('_v_done', None)
+        super().run_again()
 
     def run(self, args=(), kwargs=None):
         if self.queue is None:
@@ -70,7 +93,8 @@ class Composite(Job):
         last = self._postprocess
         if last is None:
             return parts
-        last.args.extend(parts)
+        if not parts or tuple(last.args[-len(parts) :]) != parts:  # else it is run once more
+            last.args.extend(parts)
         self._put_part(last)
         return last
 
@@ -83,21 +107,35 @@ class Composite(Job):
 
     def _put_part(self, part):
         """Put a part if that has not been done; it tells this job when it has finished."""
-        if part._status != status.NEW:
-            return
-        self.queue.put_part(part, part.place_beside(self))
+        if part._status == status.NEW:
+            self.queue.put_part(part, part.place_beside(self) | self._retry_wishes(part))
+        elif self._is_to_run_again(part):
+            self._again = tuple(job for job in self._again if job is not part)
+            part.run_again()
+
+    def _is_to_run_again(self, part):
+        return any(part is job for job in self._again)
+
+    def _retry_wishes(self, part):
+        """{attribute: value}: how often a part is tried that has no wish of its own."""
+        if part._retries is not None or part._retry_policy_factory is not None:
+            return {}
+        return {'_retries': self._retries, '_retry_policy_factory': self._retry_policy_factory}
 
     def _first_undone(self):
         """The index of the first part that has not finished; the number of parts if none."""
         index = known = self.__dict__.get('_v_done', 0)
         count = len(self.args)
-        while index < count and self._part(index)._status == status.COMPLETED:
+        while index < count and self._is_done(self._part(index)):
             # What finished in this very transaction may be undone by its abort.
             if known == index and not self.args[index]._p_changed:
                 known += 1
             index += 1
         self._v_done = known
         return index
+
+    def _is_done(self, part):
+        return part._status == status.COMPLETED and not self._is_to_run_again(part)
 
 
 class Serial(Composite):
@@ -118,24 +156,25 @@ class Parallel(Composite):
 
     _put_count = 0  # so many of the parts have been put
 
+    def run_again(self):
+        super().run_again()
+        self._put_count = 0
+
     def _parts_are_done(self):
         count = len(self.args)
         while self._put_count < count:
             part = self._part(self._put_count)
             self._put_count += 1
-            if part._status != status.COMPLETED:
+            if not self._is_done(part):
                 self._put_part(part)
                 part.add_outer(self)
         index = self._first_undone()
         if index == len(self.args):
             return True
         part = self._part(index)
-        if part._p_serial != _NEVER_STORED:
+        if part._p_serial != NEVER_STORED:
             part._p_jar.readCurrent(part)
         return False
-
-
-_NEVER_STORED = b'\0' * 8
 
 
 def serial(*calls, postprocess=None):
@@ -144,6 +183,8 @@ def serial(*calls, postprocess=None):
     `calls` are jobs, or what can be put.  When all have finished, `postprocess`
     (a call or a job) is called with the finished jobs behind its own arguments;
     what it returns is the result.  Without it the result is the tuple of jobs.
+    Priority, channel, retries and retry policy of the returned job are for those
+    parts, and for `postprocess`, that have no wish of their own.
     Jobs may be appended to the args of the returned job before it starts, by a
     part while it runs, or by a callback of a part.
     """

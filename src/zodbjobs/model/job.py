@@ -31,6 +31,7 @@ from zodbjobs.interfaces import (
     TimeoutError,
 )
 from zodbjobs.model import retry
+from zodbjobs.model.announce import announce
 from zodbjobs.model.call import (
     call_name,
     check_storable,
@@ -44,6 +45,9 @@ from zodbjobs.model.notes import Annotations
 from zodbjobs.model.ready import TIE_MASK
 from zodbjobs.model.wished import WishedJob
 from zodbjobs.model.wishes import check_factory
+
+#: The serial of an object that was not committed yet.
+NEVER_STORED = b'\0' * 8
 
 #: What an ACTIVE job without a thread waits for.
 WAITS_FOR_JOB = 'job'
@@ -366,15 +370,19 @@ class Job(WishedJob):
         self._must_be('retry', status.COMPLETED)
         if not is_failure(self._result):
             raise BadStatusError(f'cannot retry {self!r}: it succeeded')
-        queue = self.queue
-        if queue is None:
+        if self.queue is None:
             raise BadStatusError(f'cannot retry {self!r}: it was not run by a queue')
+        self.run_again()
+
+    def run_again(self):
+        """It has finished, and shall run as if it was put now."""
+        queue = self.queue
         if self._id is not None:
             queue.name_again(self)
         self._move(status.PENDING)
         self._result = self._active_start = self._active_end = self._told = None
         self._policy = None
-        self._cancelled = self._interrupted = False
+        self._cancelled = self._interrupted = self._overran = False
         self._attempts = self._interruptions = self._conflicts = 0
         self._put = self._due = clock.micros()
         queue.file(self, keep=False)
@@ -464,14 +472,30 @@ class Job(WishedJob):
 
     def add_outer(self, outer):
         """`outer` is to be told when this job has finished."""
+        queue = self.queue
+        if queue is None or self._p_changed or self._p_serial in (None, NEVER_STORED):
+            if outer not in self._outers:
+                self._outers += (outer,)
+            return
+        # It may be running and must not be disturbed; nor may it end just now, or return `outer`.
+        self._p_jar.readCurrent(self)
         if outer not in self._outers:
-            self._outers += (outer,)
+            queue.watch(self, [outer])
 
     def inner_finished(self, inner):
         """The job that this one returned has finished; whether this one has a result by that."""
         if self._waits != WAITS_FOR_JOB or self._result is not inner:
             return False
         self.settled(inner._result)
+        return True
+
+    def inner_taken_out(self, inner):
+        """A job that it waits for was taken out; whether this one has a result by that."""
+        if self._waits != WAITS_FOR_JOB or all(inner is not job for job in self.awaited()):
+            return False
+        self.settled(Failure(DependencyError(
+            f'{self!r} waits for {inner!r}, which was taken out of its queue'
+        )))  # fmt: skip
         return True
 
     def finished(self):
@@ -489,11 +513,27 @@ class Job(WishedJob):
             if job._callbacks or job._outers:
                 job._told = clock.micros()
             done += job._ends_with()
-            for outer in job._outers:
-                if not isinstance(outer, Broken) and outer.inner_finished(job):
-                    ended.append(outer)
-                    done += outer._goes_on()
+            for outer in job._settle(job._outers):
+                ended.append(outer)
+                done += outer._goes_on()
         return ended
+
+    def tell(self, outers):
+        """Tell jobs that wait for this one: it is over.  Returns those that ended by that."""
+        ended = list(self._settle(outers))
+        for outer in tuple(ended):
+            for done in outer._goes_on():
+                ended += done.finished()
+        return ended
+
+    def _settle(self, outers):
+        """Yield those of the jobs waiting for this one that have their result now."""
+        gone = self._status == status.NEW
+        for outer in outers:
+            if not isinstance(outer, Broken) and (
+                outer.inner_taken_out(self) if gone else outer.inner_finished(self)
+            ):
+                yield outer
 
     def _ends_with(self):
         """Jobs that finish when this one does."""
@@ -554,7 +594,7 @@ class Job(WishedJob):
         self._count_lost_attempt()
         self._wait_again()
         with contextlib.suppress(Exception):  # the others must be recovered, whatever is raised
-            notify(JobInterrupted(self))
+            announce(JobInterrupted(self))
 
     def telling_was_interrupted(self, counted):
         """Its worker ended while it told the callbacks; the first one left may have begun."""

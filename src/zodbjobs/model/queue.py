@@ -32,10 +32,12 @@ from zodbjobs.interfaces import (
     IQueue,
     IQueues,
     JobAdded,
+    JobCompleted,
     JobFiled,
     QueueClosed,
     QueueFull,
 )
+from zodbjobs.model.announce import announce
 from zodbjobs.model.call import check_storable
 from zodbjobs.model.handout import Round, is_current
 from zodbjobs.model.ids import UniqueIds
@@ -134,6 +136,7 @@ class Queue(Persistent):
         self.ready = Ready()
         self.held = LOBTree()  # {oid: job}
         self.waiters = LOBTree()  # {oid of a job: {oid: (token, job that waits, its queue)}}
+        self.watched = LOBTree()  # {oid of a job: jobs that have returned it since it was put}
         self.ids = UniqueIds()
         self.notes = Notes()
         self.quotas = Quotas()
@@ -318,7 +321,7 @@ class Queue(Persistent):
             token = us << TIE_BITS | token & TIE_MASK
         job._token = token
         self.intake.add(self._p_jar, job.oid, Entry(job._token, due, group, job, deadline))
-        notify(JobFiled(job, self))  # wakes the dispatchers
+        announce(JobFiled(job, self))  # wakes the dispatchers
 
     def unfile(self, job):
         """Take the entry of a waiting job away, or make it stale where it is sorted."""
@@ -433,6 +436,8 @@ class Queue(Persistent):
             if callback.status in (status.PENDING, status.HELD):
                 self._take_out(callback)
                 job.takes_back(callback)
+        if job._outers:
+            self.watch(job, job._outers)  # unless it is put again soon, they will fail
         job.taken_out(self.notes.take(oid))
         self._call_back(oid)
 
@@ -530,7 +535,7 @@ class Queue(Persistent):
 
     def unpause(self):
         self.settings.paused = None
-        notify(JobFiled(None, self))
+        announce(JobFiled(None, self))
 
     @property
     def paused_until(self):
@@ -610,31 +615,64 @@ class Queue(Persistent):
 
     def release(self, oid):
         """The job of that oid has finished: jobs that waited for it look again."""
+        self._tell_outers(oid)
         if oid not in self.waiters:
             return
         for token, job, home in self._waiting_for(oid):
             home.await_blockers(token, job)
-            notify(JobFiled(job, home))
+            announce(JobFiled(job, home))
+
+    def is_awaited(self, oid):
+        """Whether `release` has something to do for the job of that oid."""
+        return oid in self.waiters or oid in self.watched
+
+    def watch(self, job, outers):
+        """Jobs that wait for `job`, as they have returned it, are to be told when it is done.
+
+        Not by its worker: its record, which others may be writing now, is not
+        written for this.
+        """
+        known = self.watched.get(job.oid, ())
+        self.watched[job.oid] = (*known, *(outer for outer in outers if outer not in known))
+
+    def _tell_outers(self, oid):
+        """The job of that oid has finished or was taken out: those end that have returned it."""
+        outers = self.watched.pop(oid, ())
+        if outers:
+            for ended in self._p_jar.get(p64(oid)).tell(outers):
+                announce(JobCompleted(ended))
 
     def wake_orphans(self):
         """Let go who waits for a job that was taken out; whether there were any.
 
         `_call_back` does that, but it cannot see who was sorted at that moment.
         """
+        return self._wake_outers() | self._wake_dependents()
+
+    def _wake_outers(self):
+        """Tell those that have returned a job that was taken out, or done unseen."""
+        oids = itertools.islice(self.watched.keys(), ORPHAN_LIMIT)
+        gone = [oid for oid in oids if self._stands(oid) in (status.NEW, status.COMPLETED)]
+        for oid in gone:
+            self._tell_outers(oid)
+        return bool(gone)
+
+    def _wake_dependents(self):
         oids = list(itertools.islice(self.waiters.keys(), ORPHAN_LIMIT + 1))
         if len(oids) > ORPHAN_LIMIT:  # not always the same ones
             first = random.randint(oids[0], self.waiters.maxKey())
             oids = list(itertools.islice(self.waiters.keys(first), ORPHAN_LIMIT))
-        gone = [oid for oid in oids if not self._may_finish(oid)]
+        gone = [oid for oid in oids if self._stands(oid) == status.NEW]
         for oid in gone:
             self.release(oid)
         return bool(gone)
 
-    def _may_finish(self, oid):
+    def _stands(self, oid):
+        """The state in the record of the job of that oid; NEW if it cannot finish any more."""
         try:
-            return self._p_jar.get(p64(oid))._status != status.NEW
+            return self._p_jar.get(p64(oid))._status
         except (AttributeError, KeyError):  # its class is gone, or, with a POSKeyError, its record
-            return False
+            return status.NEW
 
     def stats(self):
         now = clock.micros()

@@ -9,7 +9,6 @@ import uuid as uuid_module
 from BTrees.OOBTree import OOBTree
 from persistent import Persistent
 from ZODB.broken import Broken
-from zope.event import notify
 from zope.interface import implementer
 
 from zodbjobs import clock, status
@@ -22,6 +21,7 @@ from zodbjobs.interfaces import (
     IDispatcherAgents,
     IDispatchers,
 )
+from zodbjobs.model.announce import announce
 from zodbjobs.model.history import DAY_SECONDS
 from zodbjobs.model.job import WAITS_FOR_JOB
 
@@ -102,7 +102,7 @@ class DispatcherAgents(_Mapping):
         self.activated = clock.now()
         self.dead = False
         self.host, self.pid = host, pid
-        notify(DispatcherActivated(self))
+        announce(DispatcherActivated(self))
 
     def deactivate(self, begun=()):
         if self.activated is None:
@@ -111,12 +111,12 @@ class DispatcherAgents(_Mapping):
         self.ended = clock.micros()
         for agent in self.values():
             hand_back(agent, begun=begun)
-        notify(DispatcherDeactivated(self))
+        announce(DispatcherDeactivated(self))
 
     def reactivate(self):
         self.activated = clock.now()
         self.dead = False
-        notify(DispatcherReactivated(self))
+        announce(DispatcherReactivated(self))
 
     def died(self):
         """It was proved to have ended without saying so; its jobs are interrupted ones."""
@@ -125,7 +125,7 @@ class DispatcherAgents(_Mapping):
         self.dead = True
         for agent in self.values():
             hand_back(agent, interrupted=True)
-        notify(DispatcherDeactivated(self))
+        announce(DispatcherDeactivated(self))
 
     def emptied(self):
         """Nobody serves here: what its agents list goes back.  Whether there was anything.
@@ -197,7 +197,7 @@ class Dispatchers(_Mapping):
         if uuid in self:
             raise ValueError(f'{uuid} is registered already')
         record = self._items[str(uuid)] = DispatcherAgents(uuid, self)
-        notify(DispatcherRegistered(record))
+        announce(DispatcherRegistered(record))
         return record
 
     def unregister(self, uuid):
@@ -208,7 +208,7 @@ class Dispatchers(_Mapping):
             if len(agent):
                 raise ValueError(f'{agent!r} of {uuid} still holds {len(agent)} jobs')
         del self._items[str(uuid)]
-        notify(DispatcherUnregistered(record))
+        announce(DispatcherUnregistered(record))
         return record
 
     def agent_of(self, job):

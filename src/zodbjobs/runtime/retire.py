@@ -8,10 +8,9 @@ together for all that have ended since.
 Runs in the dispatcher's transaction.
 """
 
-from zope.event import notify
-
 from zodbjobs import clock, status
 from zodbjobs.interfaces import JobFiled
+from zodbjobs.model.announce import announce
 from zodbjobs.model.intake import entries_of
 from zodbjobs.model.job import WAITS_FOR_JOB
 from zodbjobs.runtime import attempt, ride
@@ -35,7 +34,7 @@ class Retirement:
             or report.outcome is not None
             or report.assignment.quota_names
             or report.job_id is not None
-            or int.from_bytes(report.assignment.oid, 'big') in self.queue.waiters
+            or self.queue.is_awaited(int.from_bytes(report.assignment.oid, 'big'))
             for report in reports
         )
 
@@ -62,7 +61,7 @@ class Retirement:
         quota.free(filings)
         siblings = sum(r.activated is not None for r in self.queue.dispatchers.values()) > 1
         if was_filled and siblings:
-            notify(JobFiled(None, self.queue))
+            announce(JobFiled(None, self.queue))
 
     def _retire_without(self, report):
         """The agent was removed as soon as its last job had ended: let others go on."""
@@ -116,7 +115,7 @@ class Retirement:
     def _let_go(self, oid, job, job_id):
         if job_id is not None:
             self.queue.ids.discard(job_id, job)
-        if oid in self.queue.waiters:
+        if self.queue.is_awaited(oid):
             self.queue.release(oid)
             self.released = True
 
