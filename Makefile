@@ -48,6 +48,15 @@ torture: $(VENV)/.ready-dev
 bench: $(VENV)/.ready-dev
 	$(PY) -m benchmarks $(ARGS)
 
+# The tables and the picture of docs/performance.rst, from what was measured last with
+# ARGS='--json docs/figures/bench.json', in one run or, with --add, in several.
+bench-docs: $(VENV)/.ready-bench
+	$(PY) -m benchmarks.publish $(ARGS)
+
+# The same work done by other job systems, beside ours; what is not installed is left out.
+bench-peers: $(VENV)/.ready-dev .venv-peers/.ready-peers
+	$(PY) -m benchmarks.peers $(ARGS)
+
 docs: $(VENV)/.ready-dev
 	$(PY) -m sphinx -W --keep-going -q -b html docs docs/_build/html
 
@@ -120,6 +129,16 @@ $(VENV)/.ready-run: $(PACKAGING) | $(UV)
 $(VENV)/.ready-dev: $(PACKAGING) | $(UV)
 	$(UV) pip install -q --python $(PY) -e '.[$(EVERYTHING)]'
 	@touch $@ $(VENV)/.ready-run
+
+$(VENV)/.ready-bench: $(VENV)/.ready-dev
+	$(UV) pip install -q --python $(PY) -e '.[bench]'
+	@touch $@
+
+# Peers have an environment of their own: nothing of theirs gets into ours.
+.venv-peers/.ready-peers: benchmarks/peers/requirements.txt | $(UV)
+	$(UV) venv -q --clear --python $(PY) .venv-peers
+	$(UV) pip install -q --python .venv-peers/bin/python -r benchmarks/peers/requirements.txt
+	@touch $@
 
 .venv-floors/.ready: $(PACKAGING) | $(UV)
 	@python=$$(.ci/find-python 3.11) || { echo 'the floors need a Python 3.11' >&2; exit 1; }; \

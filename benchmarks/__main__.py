@@ -28,7 +28,8 @@ def main(arguments=None):
     print(f'{taken:.0f} s, load average {known["load"]} before, {report.load()} after')
     asked = {'scale': 'full' if options.full else 'quick', 'parts': names}
     options.json.parent.mkdir(parents=True, exist_ok=True)
-    options.json.write_text(report.as_json(tables, known, asked) + '\n')
+    former = options.json.read_text() if options.add and options.json.exists() else None
+    options.json.write_text(report.as_json(tables, known, asked, former) + '\n')
 
 
 def parser():
@@ -40,9 +41,10 @@ def parser():
     add('--storage', action='append', choices=storages.PLACES, help='again for more; all of them')
     add('--only', action='append', choices=parts.PARTS, help='a part; again for more; all of them')
     speed = found.add_mutually_exclusive_group()
-    speed.add_argument('--quick', action='store_true', help='less than three minutes; the default')
-    speed.add_argument('--full', action='store_true', help='about ten minutes, with 1,000,000 jobs')
+    speed.add_argument('--quick', action='store_true', help='about ten minutes; the default')
+    speed.add_argument('--full', action='store_true', help='an hour, with 1,000,000 jobs')
     add('--json', type=Path, default=JSON, metavar='PATH', help=f'where to write (default: {JSON})')
+    add('--add', action='store_true', help='keep there what is not measured now')
     return found
 
 

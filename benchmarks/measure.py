@@ -6,6 +6,7 @@ is bounded by a count or by seconds.
 
 import dataclasses
 import math
+import resource
 import statistics
 import threading
 import time
@@ -19,6 +20,8 @@ RATE = 'rate'  # so many per second: more is better; the ratio is to commits per
 COST = 'cost'  # so many seconds each: less is better; the ratio is to the time of a commit
 SIZE = 'size'  # so many bytes each: less is better; the ratio is to the bytes of a commit
 PLAIN = 'plain'  # a count, or a share: it needs no comparison
+
+MEGABYTE = 1 << 20
 
 #: Seconds between two looks whether something has happened.
 PAUSE_SECONDS = 0.005
@@ -122,6 +125,15 @@ def wait_until(is_so, seconds):
             return False
         time.sleep(PAUSE_SECONDS)
     return True
+
+
+def resident_bytes():
+    """The memory this process has now; its peak where the system does not tell."""
+    try:
+        with open('/proc/self/statm') as statm:
+            return int(statm.read().split()[1]) * resource.getpagesize()
+    except OSError:
+        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
 
 
 class Tally:

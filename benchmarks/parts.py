@@ -7,14 +7,26 @@ after it: who else uses the machine may come and go within seconds.
 
 import dataclasses
 
-from benchmarks import backlog, conflicts, latency, memory, puts, size, throughput
+from benchmarks import (
+    backlog,
+    conflicts,
+    latency,
+    memory,
+    processes,
+    puts,
+    restart,
+    size,
+    throughput,
+)
 from benchmarks.measure import Figure, Raw, raw_rate
 
 #: Name -> what measures it: called with a Place and a Scale, it yields tuples of Figures.
 PARTS = {
     'put': puts.measure,
     'jobs': throughput.measure,
+    'processes': processes.measure,
     'latency': latency.measure,
+    'restart': restart.measure,
     'backlog': backlog.measure,
     'size': size.measure,
     'conflicts': conflicts.measure,

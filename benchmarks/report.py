@@ -7,6 +7,7 @@ import importlib.metadata
 import json
 import os
 import platform
+import statistics
 
 from benchmarks.measure import COST
 from benchmarks.storages import TITLES
@@ -60,8 +61,8 @@ def text(table):
     """A Table as lines of text."""
     low, high = (end(raw.per_second for raw in table.windows) for end in (min, max))
     lines = [
-        f'{TITLES[table.storage]}: {_short(table.raw.per_second)} raw commits/s'
-        f' ({_short(low)} to {_short(high)} in {len(table.windows)} windows)',
+        f'{TITLES[table.storage]}: {short(table.raw.per_second)} raw commits/s'
+        f' ({short(low)} to {short(high)} in {len(table.windows)} windows)',
         '',
     ]
     cells = [HEADINGS, *map(_cells, table.rows)]
@@ -79,22 +80,27 @@ def _cells(row):
     return (
         figure.name,
         shown(figure),
-        '' if ratio is None else _short(row.raw.per_second),
-        '' if ratio is None else _short(ratio),
+        '' if ratio is None else short(row.raw.per_second),
+        '' if ratio is None else short(ratio),
         figure.note,
     )
 
 
 def shown(figure):
     """A value with its unit; a time in ms or us."""
-    if figure.kind != COST:
-        return f'{_short(figure.value)} {figure.unit}'
-    if figure.value >= 0.0995e-3:
-        return f'{_short(figure.value * 1e3)} ms'
-    return f'{_short(figure.value * 1e6)} us'
+    return shown_value(figure.value, figure.unit, figure.kind)
 
 
-def _short(number):
+def shown_value(value, unit, kind):
+    """As `shown`, of the single values."""
+    if kind != COST:
+        return f'{short(value)} {unit}'.rstrip()
+    if value >= 0.0995e-3:
+        return f'{short(value * 1e3)} ms'
+    return f'{short(value * 1e6)} us'
+
+
+def short(number):
     """Three digits are more than is known."""
     if number >= 100 or number == round(number):
         return f'{number:,.0f}'
@@ -103,16 +109,34 @@ def _short(number):
     return f'{number:.2g}'
 
 
-def as_json(tables, known, options):
-    """JSON text of a run: `known` is from `facts`, `options` says what was asked for."""
-    return json.dumps(
-        {
-            'facts': known | {'load_at_the_end': load()},
-            'options': options,
-            'storages': {table.storage: _table(table) for table in tables},
-        },
-        indent=1,
-    )
+def as_json(tables, known, options, former=None):
+    """JSON text of a run: `known` is from `facts`, `options` says what was asked for.
+
+    `former` is such a JSON text.  What it has of storages and parts that were
+    not measured now is kept, so that a long run may be made in pieces.
+    """
+    storages = json.loads(former)['storages'] if former else {}
+    for table in tables:
+        new = _table(table) | {'when': known['when'], 'options': options}
+        storages[table.storage] = _joined(storages.get(table.storage), new)
+    found = {'facts': known | {'load_at_the_end': load()}, 'options': options}
+    return json.dumps(found | {'storages': storages}, indent=1)
+
+
+def _joined(former, new):
+    """The table `new`, with the rows of other parts that `former` has."""
+    if former is None:
+        return new
+    parts = {row['part'] for row in new['rows']}
+    rows = [row for row in former['rows'] if row['part'] not in parts] + new['rows']
+    order = list(dict.fromkeys(row['part'] for row in [*former['rows'], *new['rows']]))
+    rows.sort(key=lambda row: order.index(row['part']))
+    windows = former['raw_windows'] + new['raw_windows']
+    return new | {
+        'rows': rows,
+        'raw_windows': windows,
+        'raw_commits_per_second': statistics.median(windows),
+    }
 
 
 def _table(table):

@@ -16,6 +16,7 @@ class Scale:
     #: Throughput is measured so often, and the median is told.
     rounds: int = 1
     threads: tuple = (1, 2, 4)
+    processes: tuple = (1, 2, 3)
     #: Seconds of jobs that take time.
     sleeps: tuple = (0.001, 0.01)
     #: Jobs in one transaction.
@@ -24,9 +25,22 @@ class Scale:
     #: Jobs started on an idle system, and how long that may take.
     starts: int = 100
     start_seconds: float = 8
-    backlogs: tuple = (10_000, 100_000)
+    latency_backlog: int = 2_000
+    #: How often a worker is killed.
+    kills: int = 3
+    #: (shape, how many jobs, in turn); storages other than a file get `slow_share` of them.
+    backlogs: tuple = (
+        ('waiting', (10_000, 100_000)),
+        ('scheduled', (100_000,)),
+        ('blocked-10', (10_000,)),
+        ('blocked-10000', (20_000,)),
+        ('priorities', (20_000,)),
+        ('queues', (10_000,)),
+        ('channels', (20_000,)),
+    )
+    slow_share: float = 0.1
     #: Seconds that it may take to fill one of them.
-    fill_seconds: float = 30
+    fill_seconds: float = 15
     #: Claims measured at each of them, and how long that may take.
     claims: int = 15
     claim_seconds: float = 4
@@ -41,23 +55,33 @@ class Scale:
 
 PATIENCE = 4
 
-#: Three storages in less than three minutes.
+#: Three storages in some ten minutes on a quiet machine of two cores.
 QUICK = Scale()
 
-#: About ten minutes.
+#: As much as `docs/performance.rst` shows; in pieces, or overnight.
 FULL = Scale(
     raw_seconds=0.3,
     run_seconds=3,
     rounds=3,
     starts=400,
     start_seconds=20,
-    backlogs=(10_000, 100_000, 1_000_000),
+    latency_backlog=10_000,
+    kills=5,
+    backlogs=(
+        ('waiting', (10_000, 100_000, 1_000_000)),
+        ('scheduled', (1_000_000,)),
+        ('blocked-10', (100_000,)),
+        ('blocked-10000', (100_000,)),
+        ('priorities', (100_000,)),
+        ('queues', (100_000,)),
+        ('channels', (100_000,)),
+    ),
     fill_seconds=180,
     claims=40,
     claim_seconds=10,
     lives=10_000,
     produce_seconds=8,
-    worker_jobs=20_000,
+    worker_jobs=40_000,
 )
 
 #: To see that it runs.
@@ -66,15 +90,22 @@ TINY = Scale(
     raw_seconds=0.01,
     run_seconds=0.01,
     threads=(1,),
+    processes=(2,),
     sleeps=(0.001,),
     bulks=(5, 10),
     bulk_rounds=1,
     starts=3,
-    backlogs=(50,),
+    latency_backlog=5,
+    kills=1,
+    backlogs=tuple(
+        (name, (30,))
+        for name in ('waiting', 'scheduled', 'blocked-10', 'priorities', 'queues', 'channels')
+    ),
+    slow_share=1,
     claims=2,
     lives=10,
     producers=2,
     produce_seconds=0.05,
     open_seconds=0.02,
-    worker_jobs=5,
+    worker_jobs=8,
 )

@@ -80,6 +80,15 @@ class WorkerProcess:
     def __init__(self, process):
         self._process = process
 
+    @property
+    def pid(self):
+        return self._process.pid
+
+    def kill(self):
+        """End it with SIGKILL, and wait until the system has buried it."""
+        self._process.kill()
+        self._process.wait()
+
     def ask(self, *words):
         """Have it do something; returns the dict it answers with."""
         if words:
@@ -89,6 +98,16 @@ class WorkerProcess:
         if not answer:
             raise RuntimeError('a worker process has ended: see what it printed')
         return json.loads(answer)
+
+
+@contextlib.contextmanager
+def worker_processes(uri, count, threads):
+    """So many of them, ready; gives the list."""
+    with contextlib.ExitStack() as stack:
+        found = [stack.enter_context(worker_process(uri, threads)) for _ in range(count)]
+        for process in found:
+            process.ask()
+        yield found
 
 
 @contextlib.contextmanager
@@ -105,7 +124,8 @@ def worker_process(uri, threads):
     try:
         yield WorkerProcess(process)
     finally:
-        process.stdin.close()
+        with contextlib.suppress(BrokenPipeError):  # it was killed
+            process.stdin.close()
         try:
             process.wait(2 * GRACE_SECONDS)
         except subprocess.TimeoutExpired:

@@ -69,12 +69,16 @@ class Place(TestDatabase):
         cold caches and meets nothing that an earlier one has left behind.
         """
         self.reopen()
-        self._begin()
         self.manager.begin()
         queues = self.producer.root()[KEY] = Queues()
         queue = queues[''] = Queue()
         self.manager.commit()
         return queue
+
+    def reopen(self):
+        """Close all that was opened and open the database anew."""
+        super().reopen()
+        self._begin()
 
     def file_size(self):
         """Bytes of the database's file."""

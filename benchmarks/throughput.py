@@ -6,6 +6,8 @@ claim takes.
 
 import statistics
 
+from persistent.mapping import PersistentMapping
+
 from benchmarks import staff, work
 from benchmarks.measure import RATE, Figure, raw_rate, wait_until
 from benchmarks.scale import PATIENCE
@@ -26,17 +28,47 @@ GUESS_SECONDS = 0.05
 
 def measure(place, scale):
     for threads in scale.threads:
-        name = f'jobs that do nothing, {threads} thread{"s" if threads > 1 else ""}'
-        yield (throughput(place, scale, name, threads, work.nothing),)
+        yield (throughput(place, scale, f'jobs that do nothing, {_shown(threads)}', threads),)
+    threads = max(scale.threads)
+    name = f'jobs that write an object of their own, {_shown(threads)}'
+    yield (throughput(place, scale, name, threads, writing),)
     for seconds in scale.sleeps:
         name = f'jobs of {seconds * 1000:g} ms, {SLEEPERS} threads'
-        call = Job(work.sleep, seconds)
-        yield (throughput(place, scale, name, SLEEPERS, call, SLEEPERS / seconds),)
+        yield (throughput(place, scale, name, SLEEPERS, sleeping(seconds), SLEEPERS / seconds),)
 
 
-def throughput(place, scale, name, threads, call, most=None):
+def _shown(threads):
+    return f'{threads} thread{"s" if threads > 1 else ""}'
+
+
+# Makers: called with the producer's connection, each gives the next job.
+
+
+def idle(connection):
+    """A job that does nothing."""
+    return work.nothing
+
+
+def writing(connection):
+    """A job that changes an object of its own."""
+    counter = PersistentMapping()
+    connection.add(counter)
+    return Job(work.write, counter)
+
+
+def sleeping(seconds):
+    """A maker of jobs that take so long and use no processor."""
+    return lambda connection: Job(work.sleep, seconds)
+
+
+def computing(seconds):
+    """A maker of jobs that use a processor for so long."""
+    return lambda connection: Job(work.compute, seconds)
+
+
+def throughput(place, scale, name, threads, make=idle, most=None):
     """The Figure of the median of some runs; `most` jobs/s could be done, commits apart."""
-    runs = [run(place, scale, threads, call, most) for _ in range(scale.rounds)]
+    runs = [run(place, scale, threads, make, most) for _ in range(scale.rounds)]
     rate = statistics.median(found['rate'] for found in runs)
     found = min(runs, key=lambda found: abs(found['rate'] - rate))
     note = f'k {found["jobs_per_claim"]:.1f}, {found["commits_per_job"]:.2f} commits per job'
@@ -47,16 +79,24 @@ def throughput(place, scale, name, threads, call, most=None):
     return Figure(name, rate, 'jobs/s', RATE, note, found)
 
 
-def run(place, scale, threads, call, most):
-    """One run; returns its facts."""
+def wait_in(place, scale, make, most):
+    """Open the place anew, with as many jobs in a paused queue as a run needs; returns (queue,
+    their number).  `most` jobs/s can be done, if anything but the storage is the limit.
+    """
     queue = place.fresh()
     guess = raw_rate(place.producer, GUESS_SECONDS).per_second
-    fastest = guess if most is None else min(guess, most)
-    count = min(JOBS_LIMIT, max(threads, round(fastest * scale.run_seconds)))
+    fastest = 2 * guess if most is None else min(guess, most)
+    count = min(JOBS_LIMIT, max(10, round(fastest * scale.run_seconds)))
     place.manager.begin()
     queue.pause()
     place.manager.commit()
-    fill(place, queue, call, count)
+    fill(place, queue, make, count)
+    return queue, count
+
+
+def run(place, scale, threads, make, most):
+    """One run; returns its facts."""
+    queue, count = wait_in(place, scale, make, most)
     with staff.dispatcher(place.db, threads) as dispatcher:
         claims = staff.Claims(dispatcher)
         before = place.tally.commits, place.tally.failures
@@ -76,18 +116,14 @@ def run(place, scale, threads, call, most):
     }
 
 
-def fill(place, queue, call, count):
-    """Put `count` jobs like `call`."""
+def fill(place, queue, make, count):
+    """Put `count` jobs that `make` makes."""
     for first in range(0, count, BATCH):
         place.manager.begin()
         for _ in range(min(BATCH, count - first)):
-            queue.put(copy_of(call))
+            queue.put(make(place.producer))
         place.manager.commit()
     place.manager.begin()
-
-
-def copy_of(call):
-    return Job(call.callable, *call.args) if isinstance(call, Job) else call
 
 
 def finish(dispatcher, claims, count, seconds):

@@ -1,5 +1,6 @@
 """The benchmarks run: every part, with tiny numbers.  How fast is for nobody to assert here."""
 
+import io
 import json
 import platform
 import re
@@ -8,7 +9,7 @@ import tempfile
 import pytest
 
 from benchmarks import __main__ as command
-from benchmarks import measure, parts, report, scale, storages
+from benchmarks import measure, parts, publish, report, scale, storages
 
 
 @pytest.fixture(scope='module')
@@ -25,7 +26,7 @@ def named(table, start):
 
 
 def test_every_part_has_figures(table):
-    assert {row.part for row in table.rows} == set(parts.PARTS)
+    assert {row.part for row in table.rows} == set(parts.PARTS) - {'processes'}  # a file has one
 
 
 def test_all_but_plain_figures_stand_beside_the_raw_commit_rate(table):
@@ -56,6 +57,55 @@ def test_a_life_is_more_than_its_put_and_less_after_pack(table):
 
 def test_the_worker_process_did_its_jobs(table):
     assert named(table, f'memory of a worker process after {scale.TINY.worker_jobs} jobs')
+
+
+def test_a_killed_worker_was_replaced(table):
+    (first,) = named(table, 'kill -9 of the only worker to the first')
+    (second,) = named(table, 'kill -9 of the only worker to the second')
+    assert 0 < first.value <= second.value
+
+
+@pytest.mark.parametrize('shape', ['waiting', 'scheduled', 'blocked', 'priorities', 'channels'])
+def test_every_shape_of_a_backlog_has_every_verb(table, shape):
+    from benchmarks import backlog
+
+    names = [row.figure.name for row in table.rows if row.part == 'backlog']
+    for verb in backlog.VERBS:
+        assert any(name.startswith(f'{verb}, 30') and shape in name for name in names)
+    assert 30 in {figure.value for figure in named(table, 'len says, 30 waiting')}
+
+
+def test_a_run_in_pieces_keeps_what_it_does_not_measure(table):
+    known = report.facts()
+    whole = report.as_json([table], known, {})
+    piece = parts.Table('file', [row for row in table.rows if row.part == 'put'], table.windows)
+    other = parts.Table('zeo', piece.rows, table.windows)
+    again = json.loads(report.as_json([piece, other], known, {}, whole))
+    names = [row['name'] for row in json.loads(whole)['storages']['file']['rows']]
+    assert [row['name'] for row in again['storages']['file']['rows']] == names
+    assert {row['part'] for row in again['storages']['zeo']['rows']} == {'put'}
+
+
+def test_what_is_published_has_all_figures_in_tables(table, tmp_path):
+    source = tmp_path / 'bench.json'
+    source.write_text(report.as_json([table], report.facts(), {}))
+    publish.main(['--json', str(source), '--to', str(tmp_path)])
+    text = (tmp_path / 'file.rst').read_text()
+    for row in table.rows:
+        if row.part != 'backlog':
+            assert row.figure.name in text
+    assert '30 waiting in 10,000 priorities' in (tmp_path / 'file-backlog.rst').read_text()
+    assert 'cores' in (tmp_path / 'machine.rst').read_text()
+    for path in tmp_path.glob('*.rst'):
+        assert docutils_complaints(path.read_text()) == '', path
+
+
+def docutils_complaints(text):
+    """What docutils has to say against `text`."""
+    core = pytest.importorskip('docutils.core')
+    warnings = io.StringIO()
+    core.publish_doctree(text, settings_overrides={'warning_stream': warnings})
+    return warnings.getvalue()
 
 
 def test_what_is_printed_and_written_has_all_rows_and_no_name_of_the_machine(table):
