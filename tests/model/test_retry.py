@@ -140,6 +140,9 @@ def test_data_that_did_not_change_is_not_written(side, queue):
         ((1, ['soon']), TypeError, 'made of seconds'),
         ((1, 'soon'), TypeError, 'made of seconds'),
         ((1, 0, 'park'), ValueError, "'fail' or 'hold'"),
+        ((1, 0, 'fail', 1.5), ValueError, 'from 0 to 1'),
+        ((1, 0, 'fail', -0.1), ValueError, 'from 0 to 1'),
+        ((1, 0, 'fail', 'some'), TypeError, 'such as 0.2'),
     ],
 )
 def test_a_bad_plan_is_refused(args, error, words):
@@ -150,6 +153,26 @@ def test_a_bad_plan_is_refused(args, error, words):
 def test_a_plan_shows_itself():
     assert repr(RetryPolicy(3, [1, 5], 'hold')) == "RetryPolicy(3, (1, 5), 'hold')"
     assert RetryPolicy(1, on_exhausted='hold')(Job(work)).on_exhausted == 'hold'
+
+
+def test_jitter_makes_waits_longer_and_different(house, side, queue):
+    """By up to its fraction; the same job waits as long in every life, as nothing is drawn."""
+    plan = RetryPolicy(50, [10, 100], jitter=0.5)
+    assert repr(plan) == "RetryPolicy(50, (10, 100), 'fail', jitter=0.5)"
+    jobs = [queue.put(work, retry_policy_factory=plan) for _ in range(40)]
+    side.commit()
+    first = [wait_after(job, 1) for job in jobs]
+    second = [wait_after(job, 2) for job in jobs]
+    assert all(10 <= wait <= 15 for wait in first) and all(100 <= wait <= 150 for wait in second)
+    assert len(set(first)) == 40 and max(first) - min(first) > 4
+    assert [wait_after(house.side().twin(job), 1) for job in jobs[:3]] == first[:3]
+    assert (plan.seconds(1), plan.seconds(2, 0.5), plan.seconds(9, 1)) == (10, 125, 150)
+
+
+def wait_after(job, count):
+    """Seconds until the attempt that follows the failed one of that number."""
+    policy = policy_for(job)
+    return policy.jobError(Failure(ValueError()), {'errors': count - 1}).total_seconds()
 
 
 def test_only_who_promises_it_runs_once(queue):

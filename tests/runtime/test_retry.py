@@ -356,6 +356,26 @@ class TestPolicy:
         finish(layer, job)
         assert begins() == expected and job.attempts == 4
 
+    def test_over_a_restart(self, layer):
+        """The date and the count are in the database: another process goes on with them."""
+        policy = RetryPolicy(2, [60, 600], jitter=0.5)
+        job = put(layer, raising, ValueError(), retry_policy_factory=policy)
+        layer.reactor.settle(5, until=lambda: said)
+        for backoff in (60, 600):
+            layer.reactor.settle()
+            transaction.begin()
+            due = job.begin_after
+            seconds = (due - clock.now()).total_seconds()
+            assert backoff < seconds <= 1.5 * backoff
+            layer.dispatcher.deactivate()
+            layer.dispatcher.activate()
+            layer.reactor.time_flies(seconds - 1)
+            transaction.begin()
+            assert job.begin_after == due and job.status == status.PENDING
+            layer.reactor.time_flies(2)
+        finish(layer, job)
+        assert job.attempts == len(said) == 3 and job.outcome == 'failure'
+
     def test_on_exhausted_hold(self, layer):
         """It is set aside with the reason; resumed it has one attempt more."""
         policy = RetryPolicy(1, 10, on_exhausted='hold')

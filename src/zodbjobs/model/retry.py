@@ -9,6 +9,7 @@ Runs in a worker's transaction.
 """
 
 import datetime
+import random
 
 from zope.component import queryAdapter
 from zope.interface import classImplements, implementer
@@ -149,7 +150,11 @@ class _Limited(RetryCommonFourTimes):
         count = self._count(data_cache, 'errors')
         if count > self.plan.retries:
             return False
-        return datetime.timedelta(seconds=self.plan.seconds(count))
+        return datetime.timedelta(seconds=self.plan.seconds(count, self._chance(count)))
+
+    def _chance(self, count):
+        """A number from 0 to 1 that is another one for each job, and again in each life."""
+        return random.Random(f'{self.job.oid}.{count}').random() if self.plan.jitter else 0.0
 
 
 class RetryPolicy:
@@ -158,10 +163,14 @@ class RetryPolicy:
     `backoff` is seconds, a sequence of seconds (the last one counts on), or a
     callable of the number of the failed attempt (1, 2, ...) that answers
     seconds.  `on_exhausted` is 'fail', or 'hold' to set the job aside instead.
-    Give it as ``retry_policy_factory``.
+    `jitter` is a fraction: each wait is longer by up to so much of it, and by another
+    part for each job, so that jobs that failed together do not come back
+    together.  Give it as ``retry_policy_factory``.
     """
 
-    def __init__(self, retries, backoff=0, on_exhausted='fail'):
+    jitter = 0
+
+    def __init__(self, retries, backoff=0, on_exhausted='fail', jitter=0):
         if isinstance(retries, bool) or not isinstance(retries, int) or retries < 0:
             raise ValueError(f'retries is a whole number from 0 on, not {retries!r}')
         if on_exhausted not in ('fail', 'hold'):
@@ -173,23 +182,33 @@ class RetryPolicy:
             for seconds in backoff:
                 if not isinstance(seconds, (int, float)):
                     raise TypeError(f'backoff is made of seconds, not {seconds!r}')
+        if isinstance(jitter, bool) or not isinstance(jitter, (int, float)):
+            raise TypeError(f'jitter is a fraction of the backoff, such as 0.2, not {jitter!r}')
+        if not 0 <= jitter <= 1:
+            raise ValueError(f'jitter is a fraction from 0 to 1, not {jitter!r}')
+        if jitter:
+            self.jitter = jitter
         self.retries = retries
         self.backoff = backoff
         self.on_exhausted = on_exhausted
 
-    def seconds(self, count):
-        """How long to wait after the `count`-th failed attempt."""
+    def seconds(self, count, chance=0.0):
+        """How long to wait after the `count`-th failed attempt; `chance` is from 0 to 1."""
+        return max(0, self._backoff(count)) * (1 + self.jitter * chance)
+
+    def _backoff(self, count):
         if callable(self.backoff):
-            return max(0, self.backoff(count))
+            return self.backoff(count)
         if isinstance(self.backoff, tuple):
-            return max(0, self.backoff[min(count, len(self.backoff)) - 1])
-        return max(0, self.backoff)
+            return self.backoff[min(count, len(self.backoff)) - 1]
+        return self.backoff
 
     def __call__(self, job):
         return _Limited(job, self)
 
     def __repr__(self):
-        return f'RetryPolicy({self.retries}, {self.backoff!r}, {self.on_exhausted!r})'
+        jitter = f', jitter={self.jitter}' if self.jitter else ''
+        return f'RetryPolicy({self.retries}, {self.backoff!r}, {self.on_exhausted!r}{jitter})'
 
 
 classImplements(_Limited, IRetryPolicy)
