@@ -105,7 +105,7 @@ def linger(context, seconds):
 class Probe(BrowserView):
     """`what` is one of the methods; the answer is JSON."""
 
-    def __call__(self, what, **form):
+    def __call__(self, what):
         form = {name: value for name, value in self.request.form.items() if name != 'what'}
         return json.dumps(getattr(self, what)(**form))
 

@@ -16,8 +16,11 @@ import urllib.parse
 
 TOP = pathlib.Path(__file__).parents[2]
 HERE = pathlib.Path(__file__).parent
-EXAMPLES = TOP / 'docs' / 'examples' / 'zope'
+EXAMPLES = TOP / 'docs' / 'examples'
 SLUGS = TOP / 'zcml'
+
+#: What instances have beside the slug.
+INCLUDES = (EXAMPLES / 'zope' / 'shop.zcml', HERE / 'probe.zcml')
 
 #: Seconds in which a server must be there, and a job done, on a busy machine.
 PATIENCE_SECONDS = 60
@@ -104,7 +107,7 @@ class Instance(Client):
     #: The first user, a Manager.
     ADMIN = 'admin:secret'
 
-    def __init__(self, home, slug, storage=FILE, more_databases=()):
+    def __init__(self, home, slug, storage=FILE, more_databases=(), includes=INCLUDES):
         super().__init__(free_port())
         self.home = pathlib.Path(home)
         self.process = None
@@ -117,10 +120,10 @@ class Instance(Client):
 
         skel = pathlib.Path(Zope2.utilities.__file__).parent / 'skel' / 'etc'
         shutil.copy(skel / 'site.zcml', self.home / 'etc' / 'site.zcml')
-        includes = self.home / 'etc' / 'package-includes'
-        shutil.copy(SLUGS / slug, includes)
-        shutil.copy(EXAMPLES / 'shop.zcml', includes / 'shop-configure.zcml')
-        shutil.copy(HERE / 'probe.zcml', includes / 'probe-configure.zcml')
+        folder = self.home / 'etc' / 'package-includes'
+        shutil.copy(SLUGS / slug, folder / 'zodbjobs-configure.zcml')
+        for path in includes:
+            shutil.copy(path, folder / f'{path.stem}-configure.zcml')
 
     def _write_databases(self, databases):
         text = f'%define INSTANCE {self.home}\ninstancehome $INSTANCE\n'
@@ -169,7 +172,9 @@ format = %(asctime)s %(levelname)s %(name)s %(message)s
 
     @property
     def surroundings(self):
-        path = os.pathsep.join([str(HERE), str(EXAMPLES), *filter(None, sys.path)])
+        path = os.pathsep.join(
+            [str(HERE), str(EXAMPLES / 'zope'), str(EXAMPLES / 'plone'), *filter(None, sys.path)]
+        )
         return os.environ | {'PYTHONPATH': path, 'PYTHONUNBUFFERED': '1'}
 
     def _start(self, log, *command):

@@ -135,6 +135,7 @@ class ZopeHost:
         skin = getattr(site, 'setupCurrentSkin', None)  # CMF's
         if skin is not None:
             skin(request)
+        _bind_language(request)
 
     def leave(self, entered):
         request = getattr(_thread, 'request', None)
@@ -261,6 +262,19 @@ def new_request(app, scene):
     if language:
         request.set('LANGUAGE', language)
     return request
+
+
+def _bind_language(request):
+    """Have Plone translate into the language of the request, whatever it would negotiate."""
+    language = request.get('LANGUAGE')
+    try:
+        binding = resolved('plone.i18n.utility:LanguageBinding')()
+    except Vanished:
+        return
+    if language is not None:
+        binding.LANGUAGE = binding.DEFAULT_LANGUAGE = language
+        binding.LANGUAGE_LIST = [language]
+        request['LANGUAGE_TOOL'] = binding
 
 
 def _layer(name):
