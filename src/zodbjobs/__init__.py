@@ -57,6 +57,7 @@ __all__ = [
     'local',
     'parallel',
     'serial',
+    'start',
 ]
 
 _HOMES = {
@@ -82,6 +83,7 @@ _HOMES = {
     'SortedFeed': 'model.sortedfeed',
     'parallel': 'model.compose',
     'serial': 'model.compose',
+    'start': 'configure',
 }
 
 

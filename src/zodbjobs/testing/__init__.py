@@ -28,6 +28,7 @@ from zodbjobs.testing.waiting import (
 )
 
 __all__ = [
+    'Layer',
     'Reactor',
     'TearDownDispatcherError',
     'get_poll',
@@ -51,29 +52,25 @@ class Layer:
 
     Attributes: `db`, `connection`, `root`, `queues`, `queue`, `reactor`,
     `dispatcher`, `agent` (named 'main').
+
+    `db` is a ZODB.DB of the test's own, whose queues are used if it has any, and
+    which is not closed; else there is a new one, with this `storage` (None: a
+    file).  `size` is how many jobs run at a time.
     """
 
-    def __init__(self, storage=None, size=3, poll_interval=5):
-        import ZODB
-        from ZODB.FileStorage import FileStorage
-
-        from zodbjobs import Agent, Queue, Queues, configure
-        from zodbjobs.interfaces import KEY
+    def __init__(self, storage=None, size=3, poll_interval=5, db=None):
+        from zodbjobs import Agent, configure
         from zodbjobs.runtime.dispatcher import Dispatcher
 
         configure.base()
         self.reactor = Reactor()
         self.reactor.start()
         self._folder = None
-        if storage is None:
-            self._folder = tempfile.TemporaryDirectory()
-            storage = FileStorage(os.path.join(self._folder.name, 'Data.fs'))
-        self.db = ZODB.DB(storage)
+        self._is_own = db is None
+        self.db = self._make_database(storage) if db is None else db
         self.connection = self.db.open()
         self.root = self.connection.root()
-        self.queues = self.root[KEY] = Queues()
-        self.queue = self.queues[''] = Queue()
-        transaction.commit()
+        self._find_queue()
         self.dispatcher = Dispatcher(self.db, self.reactor, poll_interval)
         self.dispatcher.activate()
         self.reactor.watch(self.dispatcher)
@@ -82,6 +79,46 @@ class Layer:
         self.agent = self.queue.dispatchers[self.dispatcher.UUID]['main'] = Agent(size=size)
         transaction.commit()
         self.reactor.time_passes()
+
+    def _make_database(self, storage):
+        import ZODB
+        from ZODB.FileStorage import FileStorage
+
+        if storage is None:
+            self._folder = tempfile.TemporaryDirectory()
+            storage = FileStorage(os.path.join(self._folder.name, 'Data.fs'))
+        return ZODB.DB(storage)
+
+    def _find_queue(self):
+        from zodbjobs import Queue, Queues
+        from zodbjobs.interfaces import KEY
+
+        self.queues = self.root.get(KEY)
+        if self.queues is None:
+            self.queues = self.root[KEY] = Queues()
+        if '' not in self.queues:
+            self.queues[''] = Queue()
+        self.queue = self.queues['']
+        transaction.commit()
+
+    def run(self):
+        """Run all jobs that are due, and what they put, until there are none left.
+
+        They run for real, in a thread with a transaction of its own, and time
+        stands still.  With size 1 they run one after the other.  Returns how
+        many jobs are left, which wait for a date, for others, or are held.
+        Raises AssertionError if the test has changes it has not committed, as
+        no job could see them, and if jobs do not come to an end.
+        """
+        changed = _uncommitted()
+        if changed:
+            raise AssertionError(
+                f'commit first: jobs see what is committed only, and {changed[0]!r} is not'
+            )
+        if not self.reactor.settle(RUN_SECONDS):
+            raise AssertionError(f'jobs did not end in {RUN_SECONDS} seconds')
+        transaction.begin()
+        return sum(len(queue) + len(queue.held) for queue in self.queues.values())
 
     def close(self):
         from zodbjobs.runtime import delivery, dispatcher, wakeup
@@ -94,18 +131,32 @@ class Layer:
         self.connection.close()
         delivery.stop(self.db)
         wakeup.hang_up(self.db)
-        self.db.close()
+        if self._is_own:
+            self.db.close()
         if self._folder is not None:
             self._folder.cleanup()
 
 
-def setUp(test=None):
+#: Real seconds that `Layer.run` gives to jobs; more than a job of a test should need.
+RUN_SECONDS = 30
+
+
+def _uncommitted():
+    """Objects that the transaction of this thread has changed."""
+    found = []
+    for resource in transaction.get()._resources:
+        found += getattr(resource, '_registered_objects', ())
+        found += getattr(resource, '_added', {}).values()
+    return found
+
+
+def setUp(test=None, **settings):
     """Set up a `Layer` for a test, and return it.
 
     `test` is anything with a dict `globs` (as a doctest has), which then gets
-    the layer's attributes as names, or None.
+    the layer's attributes as names, or None.  `settings` are those of `Layer`.
     """
-    layer = Layer()
+    layer = Layer(**settings)
     _layers.append(layer)
     if test is not None:
         names = ('db', 'root', 'queues', 'queue', 'reactor', 'dispatcher', 'agent')
