@@ -11,6 +11,7 @@ import ZODB
 
 from zodbjobs import clock
 from zodbjobs.runtime import witness
+from zodbjobs.testing.waiting import wait_until
 
 pytestmark = pytest.mark.usefixtures('no_thread_stays')
 
@@ -157,6 +158,19 @@ def test_a_file_that_a_cleaner_took_away_is_made_again(folder, give_back, interp
     assert there.run('lock.acquire()') == 'True'
 
 
+def test_siblings_compare_when_locks_were_shown(folder, give_back):
+    """By the file system's own clock, whatever this machine's clock says."""
+    one, other = (give_back(witness.RecordLock(folder, name)) for name in ('one', 'other'))
+    assert one.acquire() and other.acquire()
+    os.utime(one.path, (1000, 1000))
+    os.utime(other.path, (1070, 1070))
+    assert witness.seconds_between(folder, 'one', 'other') == 70
+    one.show()
+    assert witness.seconds_between(folder, 'one', 'other') < 0
+    other.release()
+    assert witness.seconds_between(folder, 'one', 'other') is None
+
+
 def test_acquiring_again_keeps_the_file_young(folder, give_back):
     lock = give_back(witness.RecordLock(folder, 'a'))
     lock.acquire()
@@ -274,6 +288,18 @@ def test_an_advisory_lock_is_seen_by_other_sessions(advisory, turn):
     assert other.is_held(ONE) is True
     assert one.is_held(ONE) is True
     assert other.is_held(OTHER) is None
+
+
+def test_a_session_shows_when_it_was_active(advisory):
+    """Its client may be stopped; its lock stays."""
+    one, other = advisory(ONE), advisory(OTHER)
+    assert other.silence(ONE) is None
+    assert one.acquire()
+    first = other.silence(ONE)
+    assert wait_until(lambda: other.silence(ONE) > first + 0.05, 5)
+    longest = other.silence(ONE)
+    assert one.acquire()
+    assert 0 <= other.silence(ONE) < longest
 
 
 def test_a_missed_lock_proves_death_after_a_while(advisory, turn):

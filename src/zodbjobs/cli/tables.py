@@ -11,9 +11,9 @@ from zodbjobs.cli.output import seconds_text
 
 #: Styles of words that stand in a column, on a terminal.
 STYLES = {
-    'failed': 'red', 'dead': 'red', 'error': 'red', 'broken': 'red', 'cancelled': 'yellow',
-    'held': 'yellow', 'warning': 'yellow', 'paused': 'yellow', 'active': 'green',
-    'succeeded': 'green',
+    'failed': 'red', 'dead': 'red', 'stuck': 'red', 'error': 'red', 'broken': 'red',
+    'cancelled': 'yellow', 'held': 'yellow', 'warning': 'yellow', 'paused': 'yellow',
+    'active': 'green', 'succeeded': 'green',
 }  # fmt: skip
 
 

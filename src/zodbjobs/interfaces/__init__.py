@@ -549,6 +549,7 @@ class IDispatcherAgents(IEnumerableMapping):
     UUID = Attribute('the UUID of the dispatcher')
     activated = Attribute('aware UTC datetime since when it serves the queue, or None')
     dead = Attribute('True once it was found to have ended without saying so')
+    stuck = Attribute('aware UTC datetime since when it makes no passes though it lives, or None')
     host = Attribute('the host it runs on')
     pid = Attribute('its process there')
 
@@ -563,6 +564,9 @@ class IDispatcherAgents(IEnumerableMapping):
 
     def reactivate():
         """Say that it serves on after it was wrongly held for dead."""
+
+    def found_stuck(is_stuck):
+        """Note that it does not make its passes any more though it lives, or that it does again."""
 
 
 class IAgent(Interface):

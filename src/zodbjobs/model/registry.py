@@ -82,6 +82,7 @@ class DispatcherAgents(_Mapping):
     activated = None
     ended = None  # microseconds: when it stopped, or was found dead
     dead = False
+    stuck = None  # aware UTC datetime: when a sibling found that it makes no passes, though alive
     host = None
     pid = None
 
@@ -101,6 +102,7 @@ class DispatcherAgents(_Mapping):
         self.emptied()  # an earlier life may have claimed after it was buried
         self.activated = clock.now()
         self.dead = False
+        self.stuck = None
         self.host, self.pid = host, pid
         announce(DispatcherActivated(self))
 
@@ -117,6 +119,10 @@ class DispatcherAgents(_Mapping):
         self.activated = clock.now()
         self.dead = False
         announce(DispatcherReactivated(self))
+
+    def found_stuck(self, is_stuck):
+        """A sibling has noticed that it does not do its work, or does again."""
+        self.stuck = clock.now() if is_stuck else None
 
     def died(self):
         """It was proved to have ended without saying so; its jobs are interrupted ones."""

@@ -43,7 +43,7 @@ def health(queues, max_wait=MAX_WAIT):
     problems = [
         f'queue {name!r}: {problem}'
         for name, state in found.items()
-        for problem in _problems(state, max_wait)
+        for problem in itertools.chain(_stuck(state['stuck']), _problems(state, max_wait))
     ]
     return {'healthy': not problems, 'problems': problems, 'queues': found}
 
@@ -55,6 +55,7 @@ def _state(queue):
         'waiting': len(queue),
         'oldest_due_seconds': 0.0 if oldest is None else (now - oldest._due) / clock.SECOND,
         'dispatchers': sum(r.activated is not None for r in queue.dispatchers.values()),
+        'stuck': [str(each.UUID) for each in _stuck_ones(queue)],
         'paused': queue.is_paused(now),
     }
 
@@ -66,6 +67,15 @@ def _problems(state, max_wait):
         yield 'jobs are due and no dispatcher serves it'
     elif state['oldest_due_seconds'] > max_wait:
         yield f'a due job has waited {state["oldest_due_seconds"]:.0f} s'
+
+
+def _stuck(uuids):
+    return (f'dispatcher {uuid} lives and makes no passes' for uuid in uuids)
+
+
+def _stuck_ones(queue):
+    """The records of dispatchers that live and do nothing, as their siblings have found."""
+    return [record for record in queue.dispatchers.values() if record.activated and record.stuck]
 
 
 # The longer look.
@@ -119,6 +129,10 @@ def _about_dispatchers(queue):
             f'{len(dead)} dispatchers ended without saying so: {names}',
             ('look why they were killed; their jobs went to others'),
         )
+    for record in _stuck_ones(queue):
+        place = f'{record.host}, process {record.pid}'
+        for what in _stuck([record.UUID]):
+            yield 'error', f'{what} ({place})', 'look what blocks that process, or end it'
     for record in records:
         for agent in record.values():
             if record.activated and agent.size == 0:

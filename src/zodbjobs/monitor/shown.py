@@ -231,13 +231,21 @@ def dispatcher_facts(record):
     return {
         'uuid': str(record.UUID),
         'queue': record.queue.name,
-        'state': 'active' if record.activated else 'dead' if record.dead else 'off',
+        'state': dispatcher_state(record),
         'activated': plain(record.activated),
+        'stuck': plain(record.stuck),
         'ended': instant(getattr(record, 'ended', None)),
         'host': record.host,
         'pid': record.pid,
         'agents': {agent.name: agent_facts(agent) for agent in record.values()},
     }
+
+
+def dispatcher_state(record):
+    """'active', 'stuck' (it lives and does nothing), 'dead' or 'off'."""
+    if record.activated:
+        return 'stuck' if record.stuck else 'active'
+    return 'dead' if record.dead else 'off'
 
 
 def agent_facts(agent):

@@ -105,7 +105,10 @@ class Chores:
         record = queue.dispatchers.get(uuid)
         serving = queue.name in self.served
         if record is not None and record.activated is not None and serving:
-            return False
+            if record.stuck is None:
+                return False
+            record.found_stuck(False)  # here we are
+            return True
         if record is None:
             record = queue.dispatchers.register(uuid)
         if record.activated is not None:
@@ -133,4 +136,22 @@ class Chores:
                 )  # fmt: skip
                 record.died()
                 changed = True
+            else:
+                changed |= self._watch(record)
         return changed
+
+    def _watch(self, record):
+        """Say when a living sibling does nothing any more, and when it does again."""
+        is_stuck = self.liveness.is_stuck(record)
+        if is_stuck is None or is_stuck == (record.stuck is not None):
+            return False
+        name = record.queue.name, record.UUID, record.host, record.pid
+        if is_stuck:
+            log.error(
+                'queue %r: dispatcher %s (%s, process %s) lives, and makes no passes any more:'
+                ' what it has claimed may wait; look what blocks it, or end it', *name,
+            )  # fmt: skip
+        else:
+            log.info('queue %r: dispatcher %s (%s, process %s) makes passes again', *name)
+        record.found_stuck(is_stuck)
+        return True

@@ -35,7 +35,7 @@ from zodbjobs.runtime.chores import Chores
 from zodbjobs.runtime.complaint import Complaints
 from zodbjobs.runtime.hearing import Hearing
 from zodbjobs.runtime.liveness import LOOK_SECONDS, Liveness
-from zodbjobs.runtime.look import Look, earliest, poll_results, status_info, still_held
+from zodbjobs.runtime.look import Look, earliest, is_late, poll_results, status_info, still_held
 from zodbjobs.runtime.pool import AgentThreadPool, LoopThread, await_value
 from zodbjobs.runtime.retire import close_records, settle_orphans
 from zodbjobs.runtime.statistics import Statistics
@@ -253,10 +253,17 @@ class Dispatcher:
         """Once a second: bury the dead soon, and show in time that we live."""
         if not self.activated:
             return
-        if self._liveness.somebody_died() or (self._flight and self._liveness.must_show()):
-            self._slow_due = 0.0
-            self._pass_soon()
+        if not self._is_late():
+            self._liveness.work()
+            if self._liveness.somebody_died() or (self._flight and self._liveness.must_show()):
+                self._slow_due = 0.0
+                self._pass_soon()
         self.reactor.callLater(LOOK_SECONDS, self._look_at_siblings)
+
+    def _is_late(self):
+        """Whether passes do not come as they should: then our siblings shall notice."""
+        last = self.started if self._last_poll is None else self._last_poll
+        return is_late(self, clock.monotonic() - last)
 
     def _set_timer(self, wake_at):
         """Look again at `wake_at` (microseconds, or None), and not later than a poll."""

@@ -8,6 +8,12 @@ for `LEASE_SECONDS`, measured by our own clock from when we first saw it, has
 lost its lease.  No two hosts' clocks are compared, and whoever holds no job
 writes nothing.
 
+Who lives may be stuck all the same: its process stopped, its reactor blocked by
+a call, a pass that hangs.  So whoever makes its passes in time touches the file
+of its record lock, and a session of PostgreSQL shows by itself when it was
+active.  A sibling that has not done so for `STUCK_SECONDS` is told of, in the log
+and in its record.  It keeps its jobs, as they may be running.
+
 Used by the dispatcher in its passes; `somebody_died` reads no database.
 """
 
@@ -23,6 +29,12 @@ LEASE_SECONDS = 75
 #: Seconds between two questions to the witness whether the siblings live.
 LOOK_SECONDS = 1
 
+#: Seconds between two signs, outside the database, that we do our work.
+SHOW_SECONDS = 10
+
+#: Seconds without such a sign of a living sibling after which it is called stuck.
+STUCK_SECONDS = 60
+
 
 class Liveness:
     """What one dispatcher knows of the life of its siblings, and shows of its own."""
@@ -32,6 +44,7 @@ class Liveness:
         self._siblings = set()  # (uuid, place) of those that were active at the last look
         self._signs = {}  # record's oid -> (sign, since when we know it: monotonic seconds)
         self._shown = clock.monotonic()  # when we committed a sign last
+        self._seen = 0.0  # when we gave the witness a sign last
 
     @property
     def needs_looks(self):
@@ -50,6 +63,18 @@ class Liveness:
     def somebody_died(self):
         """Whether the witness proves one of the siblings dead.  Reads no database."""
         return any(self.witness.sees_alive(*sibling) is False for sibling in self._siblings)
+
+    def work(self):
+        """We do our work: let siblings see it.  Writes nothing to the database."""
+        now = clock.monotonic()
+        if now - self._seen >= SHOW_SECONDS:
+            self._seen = now
+            self.witness.show()
+
+    def is_stuck(self, record):
+        """Whether the dispatcher of an active record lives and does nothing; None: not known."""
+        silence = self.witness.silence(record.UUID, record.host)
+        return None if silence is None else silence >= STUCK_SECONDS
 
     def is_dead(self, record):
         """Whether the dispatcher of an active record is dead, or has lost its lease."""

@@ -149,7 +149,7 @@ def status_info(dispatcher, last_poll):
     elif age is None:
         state = 'STARTING'
     else:
-        state = 'RUNNING' if age <= 2 * dispatcher.poll_interval + 1 else 'STUCK'
+        state = 'STUCK' if is_late(dispatcher, age) else 'RUNNING'
     uptime = clock.monotonic() - dispatcher.started if dispatcher.activated else None
     return {
         'status': state,
@@ -158,6 +158,11 @@ def status_info(dispatcher, last_poll):
         'uptime': _span(uptime),
         'uuid': dispatcher.UUID,
     }
+
+
+def is_late(dispatcher, age):
+    """Whether a pass is overdue when the last one was `age` seconds ago."""
+    return age > 2 * dispatcher.poll_interval + 1
 
 
 def _span(seconds):

@@ -163,6 +163,12 @@ class RecordLock:
                     os.unlink(self.path)
                 self._drop()
 
+    def show(self):
+        """Let siblings see, by the age of the file, that whoever holds the lock does its work."""
+        with _record_guard:
+            if _record_locks.get(self.path) is self:
+                os.utime(self._descriptor)
+
     def _take(self):
         """Whether the file could be opened, locked, and still is the one with that name."""
         os.makedirs(os.path.dirname(self.path), 0o700, exist_ok=True)
@@ -222,6 +228,15 @@ def is_held(folder, name):
         finally:
             os.close(descriptor)
         return False
+
+
+def seconds_between(folder, name, later):
+    """How much later the lock `later` was shown than the lock `name`; None if that is not known."""
+    try:
+        found = [os.stat(_lock_path(folder, each)).st_mtime for each in (name, later)]
+    except OSError:
+        return None
+    return found[1] - found[0]
 
 
 def _lock_path(folder, name):
@@ -328,6 +343,15 @@ class AdvisoryLock:
             log.info('cannot look for dispatcher %s: %s', uuid, trouble.in_short(exc))
             return None
 
+    def silence(self, uuid):
+        """Seconds since the session that has the lock of `uuid` did anything; None: not known."""
+        try:
+            with self._guard:
+                return self._ask(_SILENCE, *_halves(uuid))
+        except self._errors as exc:
+            log.info('cannot look for dispatcher %s: %s', uuid, trouble.in_short(exc))
+            return None
+
     def _holds(self):
         return self._ask(f'{_IS_LOCKED} AND pid = pg_backend_pid()', *_halves(self.uuid))
 
@@ -340,7 +364,8 @@ class AdvisoryLock:
             try:
                 with self._connection.cursor() as cursor:
                     cursor.execute(question, values)
-                    return cursor.fetchone()[0]
+                    found = cursor.fetchone()
+                    return None if found is None else found[0]
             except self._errors:
                 self._disconnect()
                 if last:
@@ -370,6 +395,14 @@ def _halves(uuid):
 #: objsubid 1 is a lock with one key of 64 bits, given here in two halves.
 _IS_LOCKED = """SELECT count(*) > 0 FROM pg_locks WHERE locktype = 'advisory' AND granted
     AND database = (SELECT oid FROM pg_database WHERE datname = current_database())
+    AND classid = %s::bigint::oid AND objid = %s::bigint::oid AND objsubid = 1"""
+
+
+#: The server's clock on both sides.  Other users' sessions do not show when they were active.
+_SILENCE = """SELECT extract(epoch FROM clock_timestamp() - state_change)::float
+    FROM pg_locks JOIN pg_stat_activity USING (pid)
+    WHERE locktype = 'advisory' AND granted AND pg_locks.database = pg_stat_activity.datid
+    AND datname = current_database()
     AND classid = %s::bigint::oid AND objid = %s::bigint::oid AND objsubid = 1"""
 
 
@@ -447,6 +480,21 @@ class Witness:
         if self._acquired:
             self._acquired = False
             _unregister(self._storage, self.uuid)
+
+    def show(self):
+        """Let siblings see that the dispatcher does its work; asking about them shows it, too."""
+        if self._record is not None:
+            self._record.show()
+
+    def silence(self, uuid, place):
+        """Seconds since the living dispatcher `uuid` showed itself; None if that is not known.
+
+        `place` as for `sees_alive`.
+        """
+        if self._record is not None and place == self.place:
+            # Both times are of one file system, and we have just shown ourselves.
+            return seconds_between(self._folder, str(uuid), str(self.uuid))
+        return None if self._advisory is None else self._advisory.silence(uuid)
 
     def sees_alive(self, uuid, place):
         """Whether the dispatcher `uuid` lives: True, False (that is proved), or None (unknown).
