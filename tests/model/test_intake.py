@@ -8,8 +8,10 @@ from ZODB.POSException import ConflictError
 from tests.model.support import work
 from zodbjobs.model.intake import (
     CHUNK_ENTRIES,
+    DEFAULT_PRIORITY,
     GRACE_SECONDS,
     LANES,
+    LARGE_CHUNK_ENTRIES,
     LINGER_SECONDS,
     SENTINEL,
     entries_of,
@@ -134,6 +136,26 @@ def test_a_full_chunk_is_followed_by_a_new_one(side, queue, one_lane):
     sizes = [size_of(chunk) for chunk in chunks_of(queue).values()]
     assert sizes == [CHUNK_ENTRIES, CHUNK_ENTRIES, 1]
     assert len(queue) == 2 * CHUNK_ENTRIES + 1
+
+
+def test_where_there_are_many_chunks_new_ones_are_larger(side, queue, one_lane, monkeypatch):
+    """Else a large backlog would make each put write a large directory."""
+    monkeypatch.setattr('zodbjobs.model.intake.MANY_CHUNKS', 3)
+    put(side, 3 * CHUNK_ENTRIES + LARGE_CHUNK_ENTRIES + 1)
+    sizes = [size_of(chunk) for chunk in chunks_of(queue).values()]
+    assert sizes == [CHUNK_ENTRIES, CHUNK_ENTRIES, LARGE_CHUNK_ENTRIES, CHUNK_ENTRIES + 1]
+
+
+def test_only_wishes_are_stored_with_an_entry(side, queue, one_lane):
+    """A chunk is written anew with each put, so most entries are as small as can be."""
+    plain = queue.put(work)
+    wishing = queue.put(work, priority=1, begin_by=5)
+    (chunk,) = chunks_of(queue).values()
+    assert chunk[plain.oid] == (plain._token, plain)
+    assert len(chunk[wishing.oid]) == 5
+    found = {entry.job: entry for _, _, entry in queue.intake.entries()}
+    assert found[plain] == (plain._token, 0, (DEFAULT_PRIORITY, '', (), 0), plain, 0)
+    assert found[wishing].group[0] == 1 and found[wishing].deadline > 0
 
 
 def test_two_producers_may_open_a_chunk_each(side, sides, turned):

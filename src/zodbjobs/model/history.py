@@ -34,7 +34,8 @@ SWEEP_LIMIT = 5000
 class Finished(Sorted):
     """Finished jobs in order: it grows at its end, and each claim rewrites the last leaf."""
 
-    max_leaf_size = 24
+    max_leaf_size = 12
+    max_internal_size = 24
 
 
 class History(Persistent):

@@ -30,8 +30,13 @@ SENTINEL = -(2**63)
 #: One lane would serialise producers on storages that lock rows (RelStorage).
 LANES = 8
 
-#: Merging a chunk costs 0.5 ms at 64 entries, 1.7 ms at 256.
-CHUNK_ENTRIES = 64
+#: Each put writes its chunk anew, so chunks are small.
+CHUNK_ENTRIES = 12
+
+#: In a lane of so many chunks new ones are larger: each writes the lane anew, and
+#: that would be what costs.  Merging takes 0.5 ms at 64 entries, 1.7 ms at 256.
+MANY_CHUNKS = 128
+LARGE_CHUNK_ENTRIES = 64
 
 #: A chunk is closed only so long after its successor was opened: a producer's
 #: transaction that is open longer than this may meet a ConflictError.
@@ -45,10 +50,13 @@ LINGER_SECONDS = 2
 COUNTED_CHUNKS = 200
 
 #: Of a lane with more chunks only the newest is watched.
-WATCHED_CHUNKS = 64
+WATCHED_CHUNKS = 150
 
 #: `due` of an entry whose job waits for other jobs: the sorter looks at the job.
 DEPENDS = -1
+
+#: The priority of jobs that name none.
+DEFAULT_PRIORITY = 2**31
 
 #: The priority of what only needs a thread to tell its callbacks: before all others.
 #: Such a job has its result, so it is not counted among those that wait.
@@ -60,7 +68,7 @@ _salt = random.getrandbits(62) | 1
 class Entry(typing.NamedTuple):
     """What the queue must know of a waiting job, so that sorting loads no job.
 
-    It is stored as a plain tuple.
+    It is stored as a plain tuple, and of most jobs only (token, job).
     """
 
     token: int  # the filing: time << 6 | tie; also the order among equals
@@ -68,6 +76,24 @@ class Entry(typing.NamedTuple):
     group: tuple  # (priority, channel or '', quota names, kind)
     job: object
     deadline: int = 0  # microseconds after which it must not start; 0: none
+
+
+#: The group of jobs without wishes.
+PLAIN_GROUP = (DEFAULT_PRIORITY, '', (), 0)
+
+
+def stored(entry):
+    """The stored form of an Entry."""
+    if entry.deadline:
+        return tuple(entry)
+    if entry.due == 0 and entry.group == PLAIN_GROUP:
+        return entry.token, entry.job
+    return tuple(entry[:4])
+
+
+def loaded(found):
+    """The Entry of a stored form."""
+    return Entry(found[0], 0, PLAIN_GROUP, found[1]) if len(found) == 2 else Entry(*found)
 
 
 def new_bucket():
@@ -116,10 +142,11 @@ class Intake(Persistent):
         lane = self.lanes[lane_number(jar)]
         newest = lane.maxKey()
         chunk = lane[newest]
-        if length_of(chunk) > CHUNK_ENTRIES:
+        most = CHUNK_ENTRIES if length_of(lane) <= MANY_CHUNKS else LARGE_CHUNK_ENTRIES
+        if length_of(chunk) > most:
             chunk = new_bucket()
             lane[max(clock.micros(), newest + 1)] = chunk
-        chunk[oid] = tuple(entry) if entry.deadline else tuple(entry[:4])
+        chunk[oid] = stored(entry)
 
     def chunks(self, lanes=range(LANES)):
         """Every open chunk of the lanes with these numbers."""
@@ -139,7 +166,7 @@ class Intake(Persistent):
             if length_of(chunk) < 2:
                 continue
             for oid, entry in entries_of(chunk):
-                yield chunk, oid, Entry(*entry)
+                yield chunk, oid, loaded(entry)
                 found += 1
                 if found == limit:
                     return
@@ -156,7 +183,7 @@ class Intake(Persistent):
         """How many jobs wait here; extrapolated where there are very many chunks."""
         chunks = sum(size_of(lane) for lane in self.lanes)
         counted = [
-            sum(entry[2][0] != URGENT for _, entry in entries_of(chunk))
+            sum(loaded(entry).group[0] != URGENT for _, entry in entries_of(chunk))
             for chunk in itertools.islice(self.chunks(), COUNTED_CHUNKS)
         ]
         return sum(counted) * chunks // len(counted)

@@ -36,6 +36,7 @@ from zodbjobs.model.call import (
     call_name,
     check_storable,
     custom_repr,
+    is_plain,
     refuse_broken,
     resolved,
     stored_form,
@@ -661,8 +662,11 @@ class Job(WishedJob):
         """Raise unless the call and its arguments can be stored by `jar`."""
         if not isinstance(self._call, str):
             check_storable(self._call, jar, f'the callable of {self!r}')
-        check_storable(tuple(self.args), jar, f'an argument of {self!r}')
-        check_storable(dict(self.kwargs), jar, f'a keyword argument of {self!r}')
+        args, kwargs = tuple(self.args), dict(self.kwargs)
+        if not is_plain(args):
+            check_storable(args, jar, f'an argument of {self!r}')
+        if not is_plain(kwargs):
+            check_storable(kwargs, jar, f'a keyword argument of {self!r}')
         check_factory(self._retry_policy_factory, jar)
         for callback in self._callbacks:
             callback.check_args(jar)

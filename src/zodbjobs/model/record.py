@@ -14,9 +14,9 @@ from persistent import Persistent
 from zodbjobs import clock, status
 from zodbjobs.interfaces import BadStatusError
 from zodbjobs.model.call import lasting
+from zodbjobs.model.intake import DEFAULT_PRIORITY
 from zodbjobs.model.owned import OwnedDict, OwnedList
-
-DEFAULT_PRIORITY = 2**31
+from zodbjobs.model.ready import TIE_BITS
 
 #: Attribute -> its number in the stored state.  Numbers, because a job's record is
 #: written twice and names would be half of it; what has its class's default is not
@@ -137,8 +137,7 @@ class JobRecord(Persistent):
                 state[STATE[name]] = given
             elif given is not None:
                 state.pop(STATE[name], None)
-        if self._due == self._put:  # most jobs begin when they are put
-            state.pop(STATE['_due'], None)
+        _pack(state)
         if extra:
             state[OF_SUBCLASS] = extra
         return lasting(state)
@@ -151,8 +150,7 @@ class JobRecord(Persistent):
                 found.update(value)
             else:
                 found[NAMES[number]] = value
-        if '_put' in found:
-            found.setdefault('_due', found['_put'])
+        _unpack(found)
 
     id = property(lambda self: self._id)
     depends_on = property(lambda self: self._depends_on)
@@ -238,3 +236,66 @@ class JobRecord(Persistent):
 def _is_comparable(value):
     """Whether comparing with a class's default is safe: no foreign __eq__ is called."""
     return value is None or type(value) in (str, int, bool, tuple, float)
+
+
+def _pack(state):
+    """Store shorter, in a state by numbers, what most jobs have alike.  `_unpack` undoes it."""
+    if _STATUS in state:
+        state[_STATUS] = STORED_STATES.index(state[_STATUS])
+    for number in (_QUEUE, _AGENT):
+        if number in state:
+            state[number] = int.from_bytes(state[number], 'big')
+    put = state.get(_PUT)
+    if put is not None:
+        if state.get(_DUE) == put:  # most jobs begin when they are put
+            del state[_DUE]
+        if state.get(_TOKEN) == _first_token(put):
+            del state[_TOKEN]
+    start = state.get(_START)
+    if start is not None:
+        if _END in state:
+            state[_END] -= start
+        if put is not None:
+            state[_START] -= put
+
+
+def _unpack(found):
+    """Give attributes the values that `_pack` has shortened; those left out are the usual ones."""
+    if '_status' in found:
+        found['_status'] = STORED_STATES[found['_status']]
+    for name in ('_queue_oid', '_agent_oid'):
+        if name in found:
+            found[name] = found[name].to_bytes(8, 'big')
+    put = found.get('_put')
+    if put is not None:
+        found.setdefault('_due', put)
+        found.setdefault('_token', _first_token(put))
+    if found.get('_active_start') is not None:
+        found['_active_start'] += put or 0
+        if '_active_end' in found:
+            found['_active_end'] += found['_active_start']
+
+
+def _first_token(put):
+    """The number of the first filing of a job that was put then and may begin at once."""
+    return put << TIE_BITS | 1
+
+
+#: A state's place here is its stored form: none ever moves, and new ones go to the end.
+STORED_STATES = (
+    status.NEW,
+    status.PENDING,
+    status.HELD,
+    status.ASSIGNED,
+    status.ACTIVE,
+    status.CALLBACKS,
+    status.COMPLETED,
+)
+
+_STATUS, _QUEUE, _AGENT, _PUT, _DUE, _TOKEN, _START, _END = (
+    STATE[name]
+    for name in (
+        '_status', '_queue_oid', '_agent_oid', '_put', '_due', '_token', '_active_start',
+        '_active_end',
+    )
+)  # fmt: skip
