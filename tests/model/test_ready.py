@@ -5,7 +5,17 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from zodbjobs.model.intake import URGENT, Entry
-from zodbjobs.model.ready import CHANNEL, FAR, TIE_BITS, Ready, Sorted, merged, order_key
+from zodbjobs.model.ready import (
+    CHANNEL,
+    FAR,
+    SHARD_RUN,
+    SHARDS,
+    TIE_BITS,
+    Ready,
+    Sorted,
+    merged,
+    order_key,
+)
 
 
 class Counted(Sorted):
@@ -111,6 +121,29 @@ def test_streams_are_merged_without_comparing_jobs():
     streams = [[(1, object()), (3, object())], [(1, object()), (2, object())]]
     assert [token for token, _ in merged([iter(each) for each in streams])] == [1, 1, 2, 3]
     assert list(merged([])) == []
+
+
+def test_late_streams_come_later():
+    streams = [[(1, 'a'), (30, 'b')], [(2, 'c'), (40, 'd')], [(3, 'e')]]
+    found = merged([iter(each) for each in streams], [0, 100, 25])
+    assert [name for _, name in found] == ['a', 'e', 'b', 'c', 'd']
+
+
+def test_a_large_group_is_spread_over_shards():
+    """In runs, so that one dispatcher that takes all in order meets one tree at a time."""
+    count = SHARD_RUN * (SHARDS + 1)
+    ready = ready_with(*((token, group()) for token in range(1, count + 1)))
+    assert list(ready.groups) == [group(), *((*group(), number) for number in range(1, SHARDS))]
+    sizes = [len(tree) for tree in ready.groups.values()]
+    assert sizes == [2 * SHARD_RUN] + [SHARD_RUN] * (SHARDS - 1)
+    assert [token for _, token, _ in ready.walk(0)] == list(range(1, count + 1))
+    assert list(ready.runs()) == [list(ready.groups)]
+    assert list(ready.runs([''])) == [list(ready.groups)]
+
+
+def test_where_order_is_the_point_there_is_one_tree():
+    ready = ready_with(*((token, group(quotas=('q',))) for token in range(2 * SHARD_RUN)))
+    assert len(ready.groups) == 1
 
 
 def test_the_last_job_takes_its_group_along():

@@ -24,8 +24,10 @@ from zodbjobs.model.ready import (
     PRIORITY,
     QUOTAS,
     RUNS_ONCE,
+    SHARDS,
     merged,
     order_key,
+    shard_of,
 )
 
 #: Entries sorted in one round: 15-25 microseconds each, and a claim must stay short.
@@ -37,6 +39,9 @@ LEFT_IN_LANES = 16
 
 #: How long an entry in a lane is left to the dispatcher whose lane it is.
 COURTESY_MICROSECONDS = 50_000
+
+#: So much later may a dispatcher take a job out of the shards of others than out of its own.
+SHARD_MICROSECONDS = 2_000_000
 
 #: Jobs that a filter may look at in one round.
 FILTER_LIMIT = 1000
@@ -60,6 +65,8 @@ class Round:
         self.ready = queue.ready
         self.now = now
         self.lanes = [i for i in range(LANES) if i % count == rank % count]
+        self.count = min(count, SHARDS)
+        self.rank = rank % self.count
         self.seen_before = {} if seen is None else dict(seen)
         self.seen_now = {} if seen is None else seen  # token -> when it was first seen
         self.seen_now.clear()
@@ -218,12 +225,17 @@ class Round:
         fresh_runs = [list(run) for _, run in itertools.groupby(fresh, key=lambda g: g[PRIORITY])]
         for fresh_run, ready_run in _paired(fresh_runs, self.ready.runs(channels)):
             streams = [iter(self.fresh[group]) for group in fresh_run]
-            streams += [
-                self.ready.stream(group, self._has_room)
-                for group in ready_run
-                if self._is_for_us(group) and self._has_room(group)
+            sorted_groups = [
+                group for group in ready_run if self._is_for_us(group) and self._has_room(group)
             ]
-            yield from merged(streams)
+            penalties = [0] * len(streams) + [self._penalty(group) for group in sorted_groups]
+            streams += [self.ready.stream(group, self._has_room) for group in sorted_groups]
+            yield from merged(streams, penalties)
+
+    def _penalty(self, group):
+        """How much later than it was a filing in that tree counts, as others come here first."""
+        ours = self.count == 1 or group[QUOTAS] or shard_of(group) % self.count == self.rank
+        return 0 if ours else order_key(SHARD_MICROSECONDS)
 
     def _is_for_us(self, group):
         return self.takes_messages or not group[KIND] & IS_MESSAGE

@@ -6,6 +6,12 @@ groups is a walk in claim order, and a full quota or a channel that nobody
 takes skips its whole group at no cost.  Inside a group the key is the filing
 token: microseconds and six bits that tell filings of one instant apart.
 
+A large group without quotas is spread over some trees, its shards, in runs of
+filings.  Several dispatchers that each take from shards of their own first do
+not fight over one first leaf; one alone merges them again.  A shard's number is
+the fifth part of its group; the first has none.  With a quota the order is the
+point, and there is one tree.
+
 Runs in a dispatcher's claim transaction; `walk` also in readers'.
 """
 
@@ -30,6 +36,19 @@ PRIORITY, CHANNEL, QUOTAS, KIND = range(4)
 
 #: Bits of a group's kind: its jobs are never claimed ahead; they are messages.
 RUNS_ONCE, IS_MESSAGE = 1, 2
+
+
+#: The trees of a large group, and how many filings one after the other go to the same.
+SHARDS = 4
+SHARD_RUN = 256
+
+#: The part of a group in a tree that tells its shard.
+SHARD = 4
+
+
+def shard_of(group):
+    """The number of the shard that a group in the trees is."""
+    return group[SHARD] if len(group) > SHARD else 0
 
 
 def order_key(us):
@@ -83,10 +102,21 @@ class Ready(Persistent):
             self._file_due(entry.group, entry.token, entry.job)
 
     def _file_due(self, group, token, job):
+        group = group[:SHARD]
+        shard = 0 if group[QUOTAS] else self._next_shard()
+        if shard:
+            group = (*group, shard)
         tree = self.groups.get(group)
         if tree is None:
             tree = self.groups[group] = Sorted()
         tree.add(token, (token, job))
+
+    def _next_shard(self):
+        count = self.__dict__.get('_v_filed')
+        if count is None:
+            count = self.waiting()
+        self._v_filed = count + 1
+        return count // SHARD_RUN % SHARDS
 
     def mature(self, now, limit):
         """Move what has become due at `now` to its group; returns how many."""
@@ -196,8 +226,23 @@ def _place(item):
     return item[:2]
 
 
-def merged(streams):
-    """Merge streams of (token, ...) by token, without comparing what follows."""
+def merged(streams, penalties=None):
+    """Merge streams of (token, ...) by token, without comparing what follows.
+
+    `penalties`, one for each stream, are added to its tokens in that.
+    """
     if len(streams) == 1:
         return streams[0]
-    return heapq.merge(*streams, key=lambda item: item[0])
+    if not any(penalties or ()):
+        return heapq.merge(*streams, key=_token)
+    late = map(_later, streams, penalties)
+    return (item for _, item in heapq.merge(*late, key=_token))
+
+
+def _later(stream, penalty):
+    for item in stream:
+        yield item[0] + penalty, item
+
+
+def _token(item):
+    return item[0]
