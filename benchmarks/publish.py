@@ -14,6 +14,7 @@ from benchmarks.storages import TITLES
 
 FIGURES = Path('docs') / 'figures'
 JSON = FIGURES / 'bench.json'
+PEERS_JSON = FIGURES / 'peers.json'
 
 #: Storages in their order, and the short name of each.
 NAMES = {'file': 'FileStorage', 'zeo': 'ZEO', 'postgres': 'PostgreSQL'}
@@ -32,10 +33,15 @@ BARS = (
 def main(arguments=None):
     parser = argparse.ArgumentParser(prog='python -m benchmarks.publish', description=__doc__)
     parser.add_argument('--json', type=Path, default=JSON)
+    parser.add_argument('--peers', type=Path, default=PEERS_JSON)
     parser.add_argument('--to', type=Path, default=FIGURES)
     options = parser.parse_args(arguments)
     found = json.loads(options.json.read_text())
     options.to.mkdir(parents=True, exist_ok=True)
+    if options.peers.exists():
+        from benchmarks.peers.__main__ import text
+
+        (options.to / 'peers.rst').write_text(text(json.loads(options.peers.read_text())))
     for storage, table in found['storages'].items():
         (options.to / f'{storage}.rst').write_text(figures_table(storage, table))
         backlog = backlog_table(table)

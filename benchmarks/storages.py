@@ -149,13 +149,13 @@ def _zeo_server(folder):
 def postgres_place():
     with postgres_database() as found:
         found.close()  # our own client is the one that is measured
-        with _durable(found.server):
+        with durable(found.server):
             with contextlib.closing(Place('postgres', found.uri)) as place:
                 yield place
 
 
 @contextlib.contextmanager
-def _durable(server):
+def durable(server):
     """Have a PostgreSQL server sync what it commits, for as long as the block lasts."""
     former = {name: server.execute(f'SHOW {name}')[0][0] for name in DURABLE}
     _set(server, dict.fromkeys(DURABLE, 'on'))

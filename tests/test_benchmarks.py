@@ -100,6 +100,31 @@ def test_what_is_published_has_all_figures_in_tables(table, tmp_path):
         assert docutils_complaints(path.read_text()) == '', path
 
 
+@pytest.mark.processes
+def test_ours_is_measured_as_its_peers_are(tmp_path, capsys):
+    from benchmarks.peers import __main__ as peers
+
+    path = tmp_path / 'peers.json'
+    name = 'zodbjobs on FileStorage'
+    peers.main(['--only', name, '--rounds', '1', '--jobs', '40', '--json', str(path)])
+    printed = capsys.readouterr().out
+    found = json.loads(path.read_text())
+    assert found['systems'][name]['jobs'] > 0 and found['systems'][name]['puts'] > 0
+    assert found['missing'] == {} and found['raw']['file'] > 0
+    assert name in printed and docutils_complaints(printed) == ''
+
+
+@pytest.mark.processes
+def test_a_peer_that_is_not_there_is_left_out_and_named(tmp_path, capsys, monkeypatch):
+    from benchmarks.peers import __main__ as peers
+    from benchmarks.peers import systems
+
+    monkeypatch.setattr(systems, 'PEERS_PYTHON', tmp_path / 'no' / 'python')
+    path = tmp_path / 'peers.json'
+    peers.main(['--only', 'Huey on SQLite', '--rounds', '1', '--json', str(path)])
+    assert 'left out, Huey on SQLite: there is no .venv-peers' in capsys.readouterr().out
+
+
 def docutils_complaints(text):
     """What docutils has to say against `text`."""
     core = pytest.importorskip('docutils.core')
