@@ -48,6 +48,7 @@ COMMANDS = {
     'status': ('zodbjobs.cli.see:status', 'how the queues stand and who serves them'),
     'traceback': ('zodbjobs.cli.see:traceback', 'show why a job failed'),
     'unpause': ('zodbjobs.cli.act:unpause', 'let a queue hand out jobs again'),
+    'worker': ('zodbjobs.cli.worker', 'run the tasks of a queue one by one'),
     'why': ('zodbjobs.cli.see:why', 'say why a job does not run'),
 }
 
