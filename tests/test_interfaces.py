@@ -246,7 +246,7 @@ def test_all_is_what_there_is():
         for name, value in vars(interfaces).items()
         if not name.startswith('_') and is_ours(value) and name != 'ObjectEvent'
     }
-    assert set(interfaces.__all__) == defined | {'KEY', 'LOOPS_KEY'} | {
+    assert set(interfaces.__all__) == defined | {'FEEDS_KEY', 'KEY', 'LOOPS_KEY'} | {
         state.upper() for state in status.STATES
     }
     assert len(interfaces.__all__) == len(set(interfaces.__all__))

@@ -28,6 +28,7 @@ COMMANDS = {
     'demo': ('zodbjobs.cli.demo', 'index a folder of Python sources, as a show of it all'),
     'dispatchers': ('zodbjobs.cli.see:dispatchers', 'list the dispatchers'),
     'doctor': ('zodbjobs.cli.check:doctor', "look for what needs somebody's attention"),
+    'feed': ('zodbjobs.cli.feed', 'publish, list, follow and serve feeds'),
     'health': ('zodbjobs.cli.check:health', 'one line and an exit code, for probes'),
     'hold': ('zodbjobs.cli.act:hold', 'set waiting jobs aside'),
     'job': ('zodbjobs.cli.see:job', 'show all that is known about a job'),

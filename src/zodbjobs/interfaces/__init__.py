@@ -52,6 +52,7 @@ from zodbjobs.interfaces.events import (
     ObjectEvent,
 )
 from zodbjobs.interfaces.feeds import (
+    FEEDS_KEY,
     IAnyFeed,
     IFeed,
     IFeeds,
@@ -68,6 +69,7 @@ __all__ = [
     'ASSIGNED',
     'CALLBACKS',
     'COMPLETED',
+    'FEEDS_KEY',
     'HELD',
     'IUUID',
     'KEY',

@@ -2,6 +2,9 @@
 
 from zope.interface import Attribute, Interface
 
+#: Where the commands look for feeds (IFeeds) in the root.
+FEEDS_KEY = 'zodbjobs.feeds'
+
 
 class IFeeds(Interface):
     """Feeds by name; stored anywhere in a database."""

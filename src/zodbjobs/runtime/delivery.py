@@ -61,7 +61,13 @@ def attend(event):
 
 
 class Subscriber:
-    """A handler, what it wants to hear, and the number up to which it has heard."""
+    """A handler, what it wants to hear, and the number up to which it has heard.
+
+    With the `kind` None it hears everything, and is called with the Notice.
+    """
+
+    #: Ends it; set by `follow`.
+    close = None
 
     def __init__(self, kind, call, number, feed=None):
         self.kind = kind
@@ -74,9 +80,9 @@ class Subscriber:
         if notice.number <= self.number:
             return
         self.number = notice.number
-        if notice.kind == self.kind and self.feed in (None, notice.feed):
+        if self.kind in (None, notice.kind) and self.feed in (None, notice.feed):
             try:
-                self.call(*notice.arguments)
+                self.call(*([notice] if self.kind is None else notice.arguments))
             except Exception:
                 log.exception('a handler of %s_notice failed', notice.kind)
 
@@ -185,6 +191,19 @@ def _follower_of(feeds):
             follower = of_db[oid] = Follower(db, oid)
             follower.start()
         return follower
+
+
+def follow(feeds, call, since, feed=None):
+    """Have ``call(notice)`` called for all that happens after `since`, in the follower's thread.
+
+    Where notices are not kept any more there is one of the kind 'lost'.  Returns
+    an object with ``close()``.
+    """
+    follower = _follower_of(feeds)
+    subscriber = Subscriber(None, call, since, feed)
+    subscriber.close = lambda: follower.remove(None, call)
+    follower.add(subscriber)
+    return subscriber
 
 
 def settle(feeds, seconds=6):
