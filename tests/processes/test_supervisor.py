@@ -1,6 +1,7 @@
 """``zodbjobs run -n``: workers and their ZEO server are killed, recycled and stopped."""
 
 import contextlib
+import json
 import os
 import signal
 
@@ -9,6 +10,7 @@ import pytest
 from tests.processes.conftest import PATIENCE_SECONDS
 from tests.processes.work import count, count_slowly
 from zodbjobs.cli import supervisor
+from zodbjobs.cli.main import main
 from zodbjobs.runtime import shared_file
 from zodbjobs.runtime.address import open_database
 from zodbjobs.testing.waiting import wait_until
@@ -82,9 +84,15 @@ def test_workers_and_the_server_are_killed_and_the_work_is_done(site):
     assert not shared_file.is_answered(shared_file.socket_of(site.place.uri))
 
 
-def test_all_are_recycled_one_by_one(site):
+def test_all_are_recycled_one_by_one(site, capsys):
+    """Meanwhile the status names them."""
     office = start(site)
     former = ready(office)
+    assert main(['status', site.place.uri]) == 0
+    assert f'supervisor, process {office.pid}' in capsys.readouterr().out
+    assert main(['status', site.place.uri, '--json']) == 0
+    (shown,) = json.loads(capsys.readouterr().out)['supervisors']
+    assert {worker['pid'] for worker in shown['workers']} == set(former.values())
     office.process.send_signal(signal.SIGHUP)
 
     def all_are_new():

@@ -9,7 +9,14 @@ Runs in the main thread.
 import argparse
 
 from zodbjobs.cli import tables
-from zodbjobs.cli.output import WRONGLY_ASKED, CommandError, describe, positive, print_json
+from zodbjobs.cli.output import (
+    WRONGLY_ASKED,
+    CommandError,
+    bytes_text,
+    describe,
+    positive,
+    print_json,
+)
 from zodbjobs.cli.source import add_source, only_address, opened, split_words
 from zodbjobs.cli.tables import print_facts, print_table
 
@@ -160,8 +167,34 @@ def _dispatcher_filters(parser):
     parser.add_argument('--dispatcher', metavar='UUID', help='or its first digits')
 
 
+WORKER_COLUMNS = [
+    ('WORKER', lambda row: row['name']),
+    ('STATE', lambda row: row['state']),
+    ('PID', lambda row: row.get('pid')),
+    ('AGE', lambda row: tables.seconds(row.get('age seconds'))),
+    ('MEMORY', lambda row: row.get('memory bytes') and bytes_text(row['memory bytes'])),
+    ('DONE', lambda row: row.get('jobs')),
+    ('ACTIVE', lambda row: row.get('active')),
+    ('STARTS', lambda row: row['starts']),
+    ('DISPATCHER', lambda row: ' '.join(row.get('uuids', ()))),
+]
+
+
+def _supervisors(found):
+    """The supervisors on this host of the dispatchers that a status tells of."""
+    from zodbjobs.cli import supervisor  # late: it brings the database's packages
+
+    ours = {record['uuid'] for record in found['dispatchers']}
+    return [
+        state
+        for state in supervisor.states()
+        if any(ours.intersection(worker.get('uuids', ())) for worker in state['workers'])
+    ]
+
+
 def _status(args):
     found = answer(args, 'status')
+    found['supervisors'] = _supervisors(found)
     if args.json:
         print_json(found)
         return
@@ -172,6 +205,9 @@ def _status(args):
     if serving:
         print()
         print_table(DISPATCHER_COLUMNS, serving)
+    for state in found['supervisors']:
+        print()
+        print_table(WORKER_COLUMNS, state['workers'], f'supervisor, process {state["pid"]}')
 
 
 status = Command(
