@@ -581,7 +581,11 @@ class IAgent(Interface):
     filter = Attribute('None, or a callable that says of a job whether to take it')
     chooser = Attribute('None, or a callable that takes a job from agent.queue itself')
     channels = Attribute('None for all, or the names of the channels to take jobs of')
-    coalesce = Attribute('seconds of tiny jobs to run in one commit; 0 is one commit each')
+    coalesce = Attribute(
+        'seconds, at most 1, for which a worker goes on with further jobs in the same transaction,'
+        ' which one commit makes final; 0: each job has its own.  For tiny jobs whose effects are'
+        ' all transactional: where one fails, it is run again, alone.'
+    )
 
     def __len__():
         """How many unfinished jobs it has, with those that wait for a returned job."""

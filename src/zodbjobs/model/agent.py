@@ -34,6 +34,21 @@ def _checked_channels(channels):
     return channels
 
 
+def _checked_coalesce(seconds):
+    if isinstance(seconds, bool) or not isinstance(seconds, (int, float)):
+        raise TypeError(f'coalesce is seconds, a number, not {seconds!r}')
+    if not 0 <= seconds <= LONGEST_COALESCE_SECONDS:
+        raise ValueError(
+            f'coalesce is from 0 to {LONGEST_COALESCE_SECONDS} seconds, not {seconds!r}: what is'
+            ' not committed yet is lost, and done again, when the process dies'
+        )
+    return seconds
+
+
+#: A transaction of jobs that goes on for longer would conflict with everybody.
+LONGEST_COALESCE_SECONDS = 1
+
+
 @implementer(IAgent)
 class Agent(Persistent):
     """See IAgent."""
@@ -43,7 +58,7 @@ class Agent(Persistent):
     _chooser = None
     _filter = None
     _channels = None
-    coalesce = 0
+    _coalesce = 0
 
     def __init__(self, chooser=None, filter=None, size=3, channels=None, coalesce=0):
         if chooser is not None and filter is not None:
@@ -64,6 +79,14 @@ class Agent(Persistent):
     @size.setter
     def size(self, size):
         self._size = _checked_size(size)
+
+    @property
+    def coalesce(self):
+        return self._coalesce
+
+    @coalesce.setter
+    def coalesce(self, seconds):
+        self._coalesce = _checked_coalesce(seconds)
 
     @property
     def channels(self):

@@ -21,7 +21,6 @@ import contextlib
 import datetime
 import functools
 import logging
-import threading
 import typing
 
 from twisted.internet.defer import Deferred
@@ -203,9 +202,7 @@ class Attempt:
             error = self._after_interruption(job)
         if error is None and job._overran:
             error = self._after_overrun(job)
-        self.worker.statistics.started(
-            self.assignment.job_id, repr(job), threading.get_ident(), job._due
-        )
+        self.worker.has_begun(self.assignment, job)
         if error is not None:
             self.record(Failure(error), begin=False)
             return TELL

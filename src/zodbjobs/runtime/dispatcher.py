@@ -408,6 +408,7 @@ class Dispatcher:
             elif pool.getSize() != agent.size:
                 change = pool.setSize(agent.size)
                 self.db.setPoolSize(max(1, self.db.getPoolSize() + change))
+            pools[agent_name].coalesce = agent.coalesce
         for gone in set(pools) - set(record.keys()):
             self._close_pools([pools.pop(gone)])
 

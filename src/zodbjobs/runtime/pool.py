@@ -21,6 +21,7 @@ from twisted.internet.defer import Deferred
 from zodbjobs import clock
 from zodbjobs.model.failure import is_failure
 from zodbjobs.runtime.attempt import DEFERRED, Attempt, Raised
+from zodbjobs.runtime.coalesce import Together
 
 log = logging.getLogger('zodbjobs.events')
 
@@ -72,6 +73,9 @@ class Worker:
         """
         self.assignment = assignment
         self._soft_at, self._is_cancelled = None, False
+        if resume is None and self.pool.may_coalesce(assignment):
+            self._do_together(assignment)
+            return False
         if resume is None:
             started = clock.monotonic()
             report = Attempt(self, assignment).make()
@@ -81,6 +85,20 @@ class Worker:
         self.assignment = None
         self.dispatcher.reported(report)
         return report.kind == DEFERRED
+
+    def _do_together(self, assignment):
+        """Do this job and further ones in one transaction; those that cannot be done so wait."""
+        started, pool = clock.monotonic(), self.pool
+        reports, alone = Together(self, assignment, pool.take_ahead, pool.coalesce).make()
+        pool.measured((clock.monotonic() - started) / (len(reports) + len(alone)))
+        self.assignment = None
+        pool.begin_alone(alone)
+        for report in reports:
+            self.dispatcher.reported(report)
+
+    def has_begun(self, assignment, job):
+        """Tell the statistics that a job runs in this thread."""
+        self.statistics.started(assignment.job_id, repr(job), self.thread.ident, job._due)
 
     def limit(self, assignment, limits):
         """The job begins; `limits` are (soft, hard) microseconds or None."""
@@ -148,11 +166,13 @@ class AgentThreadPool:
         self.threads = []
         self._given_up = []  # threads whose jobs ran too long, and may still run
         self.stopping = threading.Event()
+        self.coalesce = 0  # seconds, as the agent wishes
         self.mean_seconds = None  # of the latest jobs, weighted
         self._size = size
         self._slots = size  # as `_size`, but `stop` leaves it
         self._inbox = queue.SimpleQueue()  # for the threads: work that has a slot, and _END
         self._held = collections.deque()  # assignments that have no slot yet
+        self._alone = set()  # filings of those that are not to be coalesced
         self._guard = threading.Lock()
         self._taken = 0  # slots
         self._busy = 0  # work in the inbox, or in a thread
@@ -182,6 +202,27 @@ class AgentThreadPool:
             else:
                 self._give((assignment, resume))
 
+    def take_ahead(self):
+        """The next Assignment that was claimed ahead, for a worker that goes on; None if none."""
+        with self._guard:
+            if self.stopping.is_set() or self.dispatcher.activated is None:
+                return None
+            return self._held.popleft() if self._held else None
+
+    def may_coalesce(self, assignment):
+        """Whether the job may be run in one transaction with others."""
+        with self._guard:
+            if assignment.filing in self._alone:
+                self._alone.remove(assignment.filing)
+                return False
+            return bool(self.coalesce)
+
+    def begin_alone(self, assignments):
+        """These are next, each in a transaction of its own."""
+        with self._guard:
+            self._alone.update(assignment.filing for assignment in assignments)
+            self._held.extendleft(reversed(assignments))
+
     def free_slot(self):
         """A job that waited for a Deferred has lost its slot."""
         with self._guard:
@@ -204,6 +245,7 @@ class AgentThreadPool:
         with self._guard:
             found, rest = list(self._held), []
             self._held.clear()
+            self._alone.clear()
             while True:
                 try:
                     item = self._inbox.get_nowait()
