@@ -114,10 +114,13 @@ def _put(rest):
 
 
 def _timeout(rest):
-    match = re.match(rb' *-([0-9]+)', rest)
-    if match is not None:  # for ever
-        return (None,)
-    return (_number(rest, MAX_TIMEOUT)[0],)  # what follows the number is not looked at
+    """Seconds, 0 where there is no number; None, for ever, where it is negative."""
+    match = re.match(rb'[ \t]*([-+]?)([0-9]{1,40})', rest)
+    if match is None:
+        return (0,)
+    if int(match[2]) > MAX_TIMEOUT:
+        raise _BadFormat
+    return (None if match[1] == b'-' and int(match[2]) else int(match[2]),)
 
 
 def _kick(rest):

@@ -376,6 +376,10 @@ class IQueue(Interface):
         'None, or how many jobs may wait before put raises QueueFull; jobs of transactions that'
         ' are open at the same time are not counted, so it may be exceeded by those'
     )
+    tube = Attribute(
+        'True: outsiders may put, claim and see the messages of the queue through a port that'
+        ' speaks the protocol of beanstalkd; may be set'
+    )
     handler = Attribute(
         "None, or 'package.module:function' that agents call with the body of each message"
     )

@@ -99,8 +99,8 @@ def lend(looks, name, lane, now, span=None, filter=None):
         look.take(item)
         look.touched = True
         job = item[-1]
-        if _is_fit(job, now):
-            return _lent(look.queue, job, name, lane, now, span)
+        if is_fit(job, now):
+            return lent(look.queue, job, name, lane, now, span)
     return None
 
 
@@ -116,7 +116,7 @@ def _first_of(looks, filter):
     return chosen
 
 
-def _is_fit(job, now):
+def is_fit(job, now):
     """Whether a job may begin; one that may not ends, is held, or waits for later."""
     error = job.due_error(now)
     if error is None and job._interrupted:
@@ -136,7 +136,8 @@ def _is_fit(job, now):
     return False
 
 
-def _lent(queue, job, name, lane, now, span):
+def lent(queue, job, name, lane, now, span=None):
+    """A job that was taken off its queue is lent to consumer `name`; returns the Lent."""
     record = queue.consumers.get(name)
     if record is None:
         record = queue.consumers[name] = ConsumerRecord(name, queue)

@@ -82,6 +82,7 @@ class Round:
         self.hindered = False  # a job was left because its agent still lists it
         #: Without a handler nobody but consumers can do anything with a message.
         self.takes_messages = queue.settings.handler is not None
+        self.only_messages = False
 
     # sort
 
@@ -238,7 +239,9 @@ class Round:
         return 0 if ours else order_key(SHARD_MICROSECONDS)
 
     def _is_for_us(self, group):
-        return self.takes_messages or not group[KIND] & IS_MESSAGE
+        if group[KIND] & IS_MESSAGE:
+            return self.takes_messages
+        return not self.only_messages
 
     def _has_room(self, group):
         return all(self._room(name) > 0 for name in group[QUOTAS])

@@ -118,6 +118,10 @@ class Leases(Persistent):
             for _, entry in entries_of(bucket):
                 yield entry
 
+    def clear(self):
+        """Forget all."""
+        self.slots.clear()
+
     def __len__(self):
         return sum(size_of(bucket) for bucket in self.slots.values())
 

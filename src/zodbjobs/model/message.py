@@ -9,9 +9,24 @@ Runs in any thread, on objects of that thread's connection, in the caller's
 transaction.
 """
 
+from persistent import Persistent
+
 from zodbjobs import status
 from zodbjobs.model.call import resolved, stored_form
 from zodbjobs.model.job import Job
+
+#: A job's record is written several times, so a longer body has a record of its own.
+INLINE_BYTES = 512
+
+
+class Body(Persistent):
+    """The bytes of a large message.  Its record is written once."""
+
+    def __init__(self, content):
+        self.content = content
+
+    def __repr__(self):
+        return f'<Body of {len(self.content)} bytes>'
 
 
 class Message(Job):
@@ -25,11 +40,13 @@ class Message(Job):
                 f'the body of a message is bytes, not {type(body).__name__}: encode it, or put a'
                 f' Job if there is something to call'
             )
-        self._args = (bytes(body),)
+        body = bytes(body)
+        self._args = (body if len(body) <= INLINE_BYTES else Body(body),)
 
     @property
     def body(self):
-        return self.args[0]
+        held = self.args[0]
+        return held.content if isinstance(held, Body) else held
 
     @property
     def callable(self):
@@ -56,8 +73,8 @@ class Message(Job):
         return handler(self.body)
 
     def check_args(self, jar):
-        if self._status == status.NEW and not isinstance(self.args[0], bytes):
-            raise TypeError(f'the body of a message is bytes, not {self.args[0]!r}')
+        if self._status == status.NEW and not isinstance(self.body, bytes):
+            raise TypeError(f'the body of a message is bytes, not {self.body!r}')
         super().check_args(jar)
 
 

@@ -122,6 +122,7 @@ class Settings(Persistent):
     paused = None  # None, True, or microseconds until which
     handler = None
     capacity = None
+    tube = False  # whether outsiders may use the queue through a port
 
 
 @implementer(IQueue)
@@ -299,7 +300,7 @@ class Queue(Persistent):
         us = job._token >> TIE_BITS
         if not (keep and job._token and 0 <= us - base <= DRIFT):
             us = _filings.at_once(base) if base == job._put else _filings.on(base)
-        group = _group_of(job)
+        group = group_of(job)
         blocked = (job._depends_on or job._after) and job.blockers()
         deadline = 0 if job._begin_by is None or job._attempts else job._due + job._begin_by
         due = job._due if job._due > clock.micros() else 0
@@ -518,6 +519,14 @@ class Queue(Persistent):
         notify(JobFiled(None, self))  # messages that were left to consumers may run now
 
     @property
+    def tube(self):
+        return self.settings.tube
+
+    @tube.setter
+    def tube(self, tube):
+        self.settings.tube = bool(tube)
+
+    @property
     def capacity(self):
         return self.settings.capacity
 
@@ -576,7 +585,7 @@ class Queue(Persistent):
                 former[-1].ready.dropped.change(-1)
             waiting[job.oid] = (token, job, self)
             return
-        group = _group_of(job)
+        group = group_of(job)
         self.ready.file(Entry(token, job._due, group, job), clock.micros())
 
     def settle_count(self):
@@ -705,6 +714,9 @@ class Queues(Persistent, MutableMapping):
     #: The name of the deployment that may serve these queues, or None for any.
     deployment = None
 
+    #: The `Numbers` by which outsiders know jobs, once there are any.
+    numbers = None
+
     def __init__(self):
         self._items = OOBTree()
         self.identity = str(uuid.uuid4())
@@ -768,7 +780,7 @@ def _merged(new, known):
     return heapq.merge(new, known, key=lambda item: item[:-1])
 
 
-def _group_of(job):
+def group_of(job):
     """The group in which a job is sorted (see `ready`)."""
     kind = RUNS_ONCE * bool(job.runs_once) | IS_MESSAGE * job.is_message
     return job._priority, job._channel or '', job._quota_names, kind

@@ -32,6 +32,9 @@ TIE_BITS = 6
 FAR = 2**56
 TIE_MASK = (1 << TIE_BITS) - 1
 
+#: Entries of the same instant, or nearly, among which one is looked for.
+WITHDRAW_LIMIT = 1000
+
 PRIORITY, CHANNEL, QUOTAS, KIND = range(4)
 
 #: Bits of a group's kind: its jobs are never claimed ahead; they are messages.
@@ -212,6 +215,23 @@ class Ready(Persistent):
         if not tree:
             del self.groups[group]
 
+    def withdraw(self, group, due, token):
+        """Take the entry of a waiting job off, wherever it is sorted; False if it is not here.
+
+        For whoever is the only writer here, or minds no conflict; others leave a
+        stale entry (see `Queue.unfile`).
+        """
+        for place in (group, *((*group, shard) for shard in range(1, SHARDS))):
+            tree = self.groups.get(place)
+            slot = None if tree is None else _at(tree, token, token)
+            if slot is not None:
+                self.take(place, slot)
+                return True
+        slot = _at(self.later, order_key(due), token)
+        if slot is not None:
+            del self.later[slot]
+        return slot is not None
+
     def clear(self):
         """Forget everything."""
         self.groups.clear()
@@ -219,6 +239,14 @@ class Ready(Persistent):
         self.deadlines.clear()
         self.waiting.set(0)
         self.dropped.set(0)
+
+
+def _at(tree, key, token):
+    """The key, not far from `key` on, of the entry of the filing `token` in a Sorted, or None."""
+    for slot, entry in itertools.islice(tree.items(key), WITHDRAW_LIMIT):
+        if entry[0] == token:
+            return slot
+    return None
 
 
 def _place(item):

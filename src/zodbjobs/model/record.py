@@ -62,6 +62,8 @@ STATE = {
     '_lease': 38,
     '_time_limit': 39,
     '_overran': 40,
+    '_number': 41,
+    '_deeds': 42,
 }
 
 NAMES = {number: name for name, number in STATE.items()}
@@ -117,6 +119,8 @@ class JobRecord(Persistent):
     _lease = None
     _time_limit = None
     _overran = False
+    _number = None
+    _deeds = ()
 
     #: Whether its work is bytes, which only a consumer or the queue's handler understands.
     is_message = False

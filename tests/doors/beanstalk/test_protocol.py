@@ -38,7 +38,7 @@ CASES = {
     b'reserve-with-timeout 5x\r\n': ('reserve-with-timeout', (5,)),
     b'reserve-with-timeout -1\r\n': ('reserve-with-timeout', (None,)),
     b'reserve-with-timeout 2147483648\r\n': WRONG,
-    b'reserve-with-timeout x\r\n': WRONG,
+    b'reserve-with-timeout x\r\n': ('reserve-with-timeout', (0,)),
     b'reserve-job 7\r\n': ('reserve-job', (7,)),
     b'delete 18446744073709551615\r\n': ('delete', (2**64 - 1,)),
     b'delete 18446744073709551616\r\n': WRONG,
@@ -131,7 +131,8 @@ def test_an_endless_line_is_not_kept():
 @pytest.mark.parametrize(
     ('value', 'text'),
     [
-        ('default', 'default'), ('a.b-c', 'a.b-c'), ('1', '"1"'), ('true', '"true"'), ('No', '"No"'),
+        ('default', 'default'), ('a.b-c', 'a.b-c'), ('1', '"1"'), ('true', '"true"'),
+        ('No', '"No"'),
         ('#1 SMP', '"#1 SMP"'), ('', '""'), ('-', '"-"'), ('a"b', '"a\\"b"'), (True, 'true'),
         (False, 'false'), (3, '3'), (0.5, '0.500000'), ('1.12', '"1.12"'), ('x86_64', 'x86_64'),
     ],

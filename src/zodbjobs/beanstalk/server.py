@@ -1,0 +1,105 @@
+"""The Twisted side of the beanstalk door: connections in, answers out.
+
+A client that does not read what it is sent is not read from either, and its
+commands wait; one that sends more than it may while it waits is not read until
+it has been answered.  So no client costs more than a line, a body, a few
+commands and the answers that the socket has not taken.
+
+Runs in the reactor's thread, where the gateway's commits are made as well: while
+one is under way the next commands gather in the sockets, for the next commit.
+"""
+
+from twisted.internet import interfaces, protocol
+from zope.interface import implementer
+
+from zodbjobs.beanstalk.gateway import Client
+from zodbjobs.beanstalk.protocol import Parser
+from zodbjobs.runtime import wakeup
+
+#: A client that has so many commands waiting is not read.
+COMMANDS_AHEAD = 1000
+
+
+@implementer(interfaces.IHalfCloseableProtocol, interfaces.IPushProducer)
+class Connection(protocol.Protocol):
+    """One connection of a client."""
+
+    def __init__(self, gateway):
+        self.gateway = gateway
+        self.parser = Parser(gateway.body_bytes)
+        self.client = None
+        self._is_full = False
+
+    def connectionMade(self):
+        for name in ('setTcpNoDelay', 'setTcpKeepAlive'):
+            setting = getattr(self.transport, name, None)  # a Unix socket has neither
+            if setting is not None:
+                setting(True)
+        self.client = Client(self._send, self.transport.loseConnection)
+        self.transport.registerProducer(self, True)
+        self.gateway.connected(self.client)
+
+    def dataReceived(self, data):
+        commands = self.parser.feed(data)
+        if commands:
+            self.gateway.received(self.client, commands)
+            if len(self.client.commands) > COMMANDS_AHEAD:
+                self._is_full = True
+                self.transport.pauseProducing()
+
+    def _send(self, data):
+        self.transport.write(data)
+        if self._is_full and len(self.client.commands) <= COMMANDS_AHEAD:
+            self._is_full = False
+            if not self.client.stalled:
+                self.transport.resumeProducing()
+
+    def readConnectionLost(self):
+        """The client sends no more, and may still read."""
+        self.client.ends = True
+        self.gateway.wake(self.client)
+
+    def writeConnectionLost(self):
+        self.transport.loseConnection()
+
+    def connectionLost(self, reason):
+        if self.client is not None:
+            self.gateway.disconnected(self.client)
+
+    # of what is written: the client does not read it, or does again
+
+    def pauseProducing(self):
+        self.client.stalled = True
+        self.transport.pauseProducing()
+
+    def resumeProducing(self):
+        self.client.stalled = False
+        if not self._is_full:
+            self.transport.resumeProducing()
+        self.gateway.wake(self.client)
+
+    def stopProducing(self):
+        self.client.stalled = False
+
+
+class Factory(protocol.Factory):
+    """Makes a `Connection` for each client of `gateway`."""
+
+    noisy = False
+
+    def __init__(self, gateway):
+        self.gateway = gateway
+
+    def buildProtocol(self, addr):
+        return Connection(self.gateway)
+
+
+def attach(gateway, reactor, listen=wakeup.listen):
+    """Let `gateway` use `reactor`, and hear of others' commits; returns what ends that."""
+    gateway.call_later = reactor.callLater
+
+    def ring():
+        if not gateway.committing:  # our own commit tells us nothing
+            reactor.callFromThread(gateway.rung)
+
+    return listen(gateway.store.db, ring)

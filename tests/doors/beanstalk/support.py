@@ -1,0 +1,227 @@
+"""A gateway without sockets, in virtual time; and real servers, ours and beanstalkd."""
+
+import contextlib
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+
+import ZODB
+from twisted.internet import task
+from ZODB.MappingStorage import MappingStorage
+
+from tests.model.support import TurnedClock
+from zodbjobs import clock
+from zodbjobs.beanstalk.gateway import Client, Gateway
+from zodbjobs.beanstalk.protocol import Parser
+from zodbjobs.beanstalk.store import Store
+
+PROGRAM = 'import sys; from zodbjobs.beanstalk.main import main; sys.exit(main())'
+
+
+class Desk:
+    """A gateway, and the clients that a test speaks for."""
+
+    def __init__(self, db=None, exclusive=True, body_bytes=65535, time=None):
+        self.time = TurnedClock() if time is None else time
+        clock.use(self.time)
+        self.db = ZODB.DB(MappingStorage()) if db is None else db
+        self.reactor = task.Clock()
+        self.store = Store(self.db, 'beanstalkd test', exclusive)
+        self.store.prepare()
+        self.gateway = Gateway(self.store, body_bytes)
+        self.gateway.call_later = self.reactor.callLater
+
+    def client(self):
+        return Talk(self)
+
+    def settle(self):
+        self.reactor.advance(0)
+        self.reactor.advance(0)
+
+    def advance(self, seconds):
+        """Let so many seconds pass, with a look at every tenth."""
+        for _ in range(round(seconds * 10)):
+            self.time.advance(0.1)
+            self.reactor.advance(0.1)
+            self.settle()
+
+    def close(self):
+        self.store.close()
+        self.db.close()
+
+
+class Talk:
+    """A client of a Desk: what it sends, and what it is sent."""
+
+    def __init__(self, desk):
+        self.desk = desk
+        self.parser = Parser(desk.gateway.body_bytes)
+        self.got = b''
+        self.closed = False
+        self.client = Client(self._take, self._close)
+        desk.gateway.connected(self.client)
+
+    def _take(self, data):
+        self.got += data
+
+    def _close(self):
+        self.closed = True
+        self.desk.gateway.disconnected(self.client)
+
+    def send(self, data):
+        """Send bytes and let the gateway work; nothing is returned."""
+        self.desk.gateway.received(self.client, self.parser.feed(data))
+
+    def heard(self):
+        """What was received since the last time."""
+        self.desk.settle()
+        got, self.got = self.got, b''
+        return got
+
+    def say(self, *lines):
+        """Send lines; returns the answer."""
+        self.send(b''.join(line + b'\r\n' for line in lines))
+        return self.heard()
+
+    def put(self, body, priority=100, delay=0, ttr=60):
+        """Put a job; returns its number."""
+        answer = self.say(b'put %d %d %d %d' % (priority, delay, ttr, len(body)), body)
+        assert answer.startswith(b'INSERTED '), answer
+        return int(answer.split()[1])
+
+    def facts(self, command):
+        """A dict of what a command of statistics says."""
+        answer = self.say(command)
+        assert answer.startswith(b'OK '), answer
+        lines = answer.split(b'\r\n', 1)[1].decode().splitlines()
+        return dict(line.split(': ', 1) for line in lines if ': ' in line)
+
+    def leave(self):
+        self.desk.gateway.disconnected(self.client)
+        self.desk.settle()
+
+
+def free_port():
+    with socket.socket() as found:
+        found.bind(('127.0.0.1', 0))
+        return found.getsockname()[1]
+
+
+class Server:
+    """A process that serves the protocol: `command` with -l and -p, and more flags."""
+
+    def __init__(self, command, *flags):
+        self.port = free_port()
+        self.command = [*command, '-l', '127.0.0.1', '-p', str(self.port), *flags]
+        self.process = None
+        self.start()
+
+    @classmethod
+    def ours(cls, *flags):
+        return cls([sys.executable, '-c', PROGRAM], *flags)
+
+    def start(self):
+        self.process = subprocess.Popen(self.command)
+        end = time.monotonic() + 20
+        while True:
+            try:
+                with self.connect() as line:
+                    line.ask(b'list-tube-used\r\n')
+                return
+            except OSError:
+                assert self.process.poll() is None, 'the server ended at once'
+                assert time.monotonic() < end, 'the server does not answer'
+
+    def connect(self):
+        return Line(('127.0.0.1', self.port))
+
+    def kill(self):
+        self.process.send_signal(signal.SIGKILL)
+        self.process.wait()
+
+    def stop(self):
+        if self.process.poll() is None:
+            self.process.terminate()
+            try:
+                self.process.wait(10)
+            except subprocess.TimeoutExpired:
+                self.kill()
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *exc):
+        self.stop()
+
+
+class Line:
+    """A connection to a server: bytes out, bytes in."""
+
+    def __init__(self, address):
+        self.socket = socket.create_connection(address, 10)
+        self.socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        self.rest = b''
+
+    def send(self, data):
+        self.socket.sendall(data)
+
+    def line(self):
+        """One line of answer, with its CRLF; b'' at the end of the connection."""
+        while b'\r\n' not in self.rest:
+            data = self.socket.recv(65536)
+            if not data:
+                return self.rest
+            self.rest += data
+        found, _, self.rest = self.rest.partition(b'\r\n')
+        return found + b'\r\n'
+
+    def answer(self):
+        """A whole answer, with the body that comes with it."""
+        line = self.line()
+        if line.split(b' ')[0] not in (b'OK', b'RESERVED', b'FOUND'):
+            return line
+        size = int(line.split()[-1]) + 2
+        while len(self.rest) < size:
+            data = self.socket.recv(65536)
+            assert data, 'the connection ended in a body'
+            self.rest += data
+        body, self.rest = self.rest[:size], self.rest[size:]
+        return line + body
+
+    def ask(self, data):
+        self.send(data)
+        return self.answer()
+
+    def close(self):
+        self.socket.close()
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *exc):
+        self.close()
+
+
+def executable():
+    """The path of a beanstalkd of others: BEANSTALKD, or what the PATH has; None: there is none."""
+    named = os.environ.get('BEANSTALKD')
+    if named:
+        return named
+    for folder in [*os.get_exec_path(), '/usr/sbin']:
+        path = os.path.join(folder, 'beanstalkd')
+        if os.access(path, os.X_OK):
+            return path
+    return None
+
+
+@contextlib.contextmanager
+def desk(**options):
+    """A Desk for a with block."""
+    made = Desk(**options)
+    try:
+        yield made
+    finally:
+        made.close()
