@@ -35,6 +35,7 @@ COMMANDS = {
     'jobs': ('zodbjobs.cli.see:jobs', 'list jobs'),
     'last': ('zodbjobs.cli.see:last', 'show the job that finished last'),
     'lint': ('zodbjobs.cli.check:lint', 'find waiting jobs that the code here cannot run'),
+    'loop': ('zodbjobs.cli.loop', 'look at loops of ids, and bump, add or remove some'),
     'next': ('zodbjobs.cli.see:next_', 'show the job that is claimed next'),
     'pack': ('zodbjobs.cli.act:pack', 'give back the space of old states'),
     'pause': ('zodbjobs.cli.act:pause', 'let a queue hand out nothing'),

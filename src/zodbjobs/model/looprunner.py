@@ -76,6 +76,11 @@ class LoopRunner(Persistent):
         return resolved(self._call)
 
     @property
+    def call_name(self):
+        """The dotted name of what is called; never raises."""
+        return call_name(self._call)
+
+    @property
     def late(self):
         oldest = None if self.fresh is None else self.loop.oldest()
         if oldest is None:
@@ -130,7 +135,7 @@ class LoopRunner(Persistent):
             if inspect.iscoroutine(value):
                 value.close()
             raise TypeError(
-                f'{call_name(self._call)} answered {value!r}: what a LoopRunner calls must have'
+                f'{self.call_name} answered {value!r}: what a LoopRunner calls must have'
                 f' done its work when it returns, so that "did" can be said in the same commit'
             )
         self.loop.did(held)
@@ -220,7 +225,7 @@ class LoopRunner(Persistent):
             notify(LoopLate(self, late))
 
     def __repr__(self):
-        return f'<LoopRunner {call_name(self._call)}>'
+        return f'<LoopRunner {self.call_name}>'
 
 
 def _is_under_way(job):

@@ -12,7 +12,7 @@ import contextlib
 import transaction
 
 from zodbjobs.interfaces import KEY
-from zodbjobs.monitor import deeds, digest, doctor, reason, shown, view
+from zodbjobs.monitor import deeds, digest, doctor, loops, reason, shown, view
 from zodbjobs.monitor.wanted import wanted
 
 #: How often a deed that conflicts is tried.
@@ -126,6 +126,18 @@ DEEDS = {
     'put': deeds.put,
 }
 
+#: Those that are about loops, which may be anywhere: functions of the database's root.
+OF_ROOT = {
+    'loops': loops.loops,
+    'loop_stats': loops.loop_stats,
+    'loop_check': loops.loop_check,
+    'loop_add': loops.loop_add,
+    'loop_remove': loops.loop_remove,
+    'loop_bump': loops.loop_bump,
+}
+QUESTIONS |= {name: OF_ROOT[name] for name in ('loops', 'loop_stats', 'loop_check')}
+DEEDS |= {name: OF_ROOT[name] for name in ('loop_add', 'loop_remove', 'loop_bump')}
+
 
 def ask(db, name, args=None):
     """Answer the question `name`, or do the deed, with the keyword arguments in the dict `args`.
@@ -144,10 +156,14 @@ def ask(db, name, args=None):
     with contextlib.closing(db.open(manager)) as connection:
         try:
             if name in QUESTIONS:
-                return QUESTIONS[name](_queues(connection), **args)
-            return manager.run(lambda: DEEDS[name](_queues(connection), **args), TRIES)
+                return QUESTIONS[name](_subject(connection, name), **args)
+            return manager.run(lambda: DEEDS[name](_subject(connection, name), **args), TRIES)
         finally:
             manager.abort()
+
+
+def _subject(connection, name):
+    return connection.root() if name in OF_ROOT else _queues(connection)
 
 
 def _queues(connection):
