@@ -3,11 +3,13 @@
 The pool and its threads are the real ones; the work is a function, not a job.
 """
 
+import asyncio
 import threading
 import time
 
 import pytest
 import transaction
+from twisted.internet.defer import Deferred
 
 from zodbjobs import Job, local, status, testing
 from zodbjobs.interfaces import TimeLimitExceeded
@@ -272,8 +274,6 @@ class TestLoopThread:
 
     def test_a_deferred_is_touched_in_the_reactors_thread(self):
         """By callFromThread, as Twisted wants it."""
-        from twisted.internet.defer import Deferred
-
         calls, told = [], []
 
         class Reactor:
@@ -305,6 +305,7 @@ gate = threading.Event()
 @pytest.fixture
 def layer():
     said.clear()
+    deferreds.clear()
     gate.clear()
     layer = testing.setUp()
     yield layer
@@ -325,6 +326,39 @@ def wait_to_be_asked():
         if gate.wait(0.001):
             return 'never asked'
     return 'stopped in time'
+
+
+async def waiting_coroutine(way):
+    said.append('begun')
+    try:
+        while not gate.is_set():
+            await asyncio.sleep(0.001)
+    except asyncio.CancelledError:
+        said.append('asked')
+        if way == 'stop':
+            raise
+        while way == 'ignore' and not gate.is_set():
+            await asyncio.sleep(0.001)
+    return 'cleaned up' if way == 'clean up' else 'too late'
+
+
+def waiting_deferred(way):
+    """As a client that may be told to hang up."""
+
+    def hang_up(deferred):
+        said.append('asked')
+        if way == 'clean up':
+            deferred.callback('cleaned up')
+
+    said.append('begun')
+    deferred = Deferred(hang_up)
+    if way == 'ignore':
+        deferreds.append(Deferred())
+        deferred.addErrback(lambda failure: deferreds[-1])
+    return deferred
+
+
+deferreds = []
 
 
 class TestTimeLimit:
@@ -358,6 +392,69 @@ class TestTimeLimit:
         layer.reactor.time_flies(6)
         layer.reactor.wait_for(job)
         assert job.result == 'stopped in time' and job.status == status.COMPLETED
+
+    @pytest.mark.parametrize(
+        'call', [waiting_coroutine, waiting_deferred], ids=['async', 'deferred']
+    )
+    @pytest.mark.parametrize(
+        ('way', 'result'),
+        [
+            ('stop', 'TimeLimitExceeded'),
+            ('clean up', 'cleaned up'),
+            ('ignore', 'TimeLimitExceeded'),
+        ],
+    )
+    def test_without_a_thread(self, layer, call, way, result):
+        """It is cancelled in the way of Twisted or asyncio; if that is in vain it is given up."""
+        layer.queue.quotas.create('one')
+        job = layer.queue.put(Job(call, way), time_limit=(5, 10), quota_names=['one'])
+        transaction.commit()
+        layer.reactor.settle(5, until=lambda: said and layer.dispatcher._threadless)
+        layer.reactor.time_flies(4)
+        transaction.begin()
+        assert job.status == status.ACTIVE and said == ['begun']
+        layer.reactor.time_flies(2)
+        if way != 'ignore':
+            layer.reactor.wait_for(job, attempts=1)
+        else:
+            layer.reactor.settle(5, until=lambda: 'asked' in said)
+            layer.reactor.time_flies(5)
+            layer.reactor.wait_for(job, attempts=2)
+        found = job.result.type.__name__ if job.outcome == 'failure' else job.result
+        assert found == result
+        assert said == ['begun', 'asked']
+        gate.set()
+        for deferred in deferreds:
+            deferred.callback('too late')
+        layer.reactor.time_flies(5)
+        transaction.begin()
+        assert job.attempts == 1 and job.result != 'too late'
+        assert layer.dispatcher._flight == {} and not layer.dispatcher._threadless
+        assert not layer.dispatcher._cancels and not layer.dispatcher._asked
+        assert layer.dispatcher.queues['']['main']._taken == 0
+        layer.queue.quotas['one'].clean()
+        assert len(layer.queue.quotas['one']) == 0
+
+    def test_without_a_thread_and_again(self, layer):
+        """Its policy is asked."""
+        job = layer.queue.put(Job(waiting_coroutine, 'stop'), time_limit=(5, 10), retries=1)
+        transaction.commit()
+        layer.reactor.wait_for(job, attempts=20)
+        assert said == ['begun', 'asked'] * 2 and job.attempts == 2
+        assert job.result.check(TimeLimitExceeded)
+
+    def test_cancelled_without_a_thread(self, layer):
+        """What it waits for is cancelled at the next poll."""
+        job = layer.queue.put(Job(waiting_coroutine, 'stop'))
+        transaction.commit()
+        layer.reactor.settle(5, until=lambda: said and layer.dispatcher._threadless)
+        transaction.begin()
+        job.cancel()
+        transaction.commit()
+        layer.reactor.wait_for(job)
+        layer.reactor.time_flies(5)
+        layer.reactor.settle(5, until=lambda: 'asked' in said)
+        assert said == ['begun', 'asked'] and job.outcome == 'cancelled'
 
     def test_cancelled(self, layer):
         """Asked to stop, too."""

@@ -163,7 +163,7 @@ class TimeoutError(ZodbJobsError):
 
 
 class TimeLimitExceeded(ZodbJobsError):
-    """The job ran longer than its time_limit allows; its thread was given up."""
+    """The job ran longer than its time_limit allows, and was given up or stopped."""
 
 
 class DependencyError(ZodbJobsError):
@@ -419,7 +419,8 @@ class IQueue(Interface):
         `depends_on` jobs must succeed first, `after` jobs must have finished.
         `result_ttl` is seconds or a timedelta that the finished job is kept.
         `time_limit` is seconds or a timedelta after which the running job is
-        asked to stop, or a pair: the second is when its thread is given up.
+        asked to stop, or a pair: the second is when its thread is given up.  A
+        Deferred or a coroutine is cancelled, then waited for no more.
 
         Raises ValueError or TypeError for what could not be run or stored
         later, with what to do instead, QueueClosed and QueueFull; the transaction stays

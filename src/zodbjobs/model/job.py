@@ -615,7 +615,7 @@ class Job(WishedJob):
             self._attempts += 1
 
     def overran(self):
-        """Its thread was given up; its policy is asked when it is claimed again."""
+        """It was given up; its policy is asked when it is claimed again."""
         self._overran = True
         self._count_lost_attempt()
         self._wait_again()
@@ -623,7 +623,7 @@ class Job(WishedJob):
     def overrun_error(self):
         """The error for a job that ran too long."""
         hard = self.time_limit[1] if self._time_limit else 'it may'
-        return TimeLimitExceeded(f'{self!r} ran longer than {hard}; its thread was given up')
+        return TimeLimitExceeded(f'{self!r} ran longer than {hard}, and was given up')
 
     def rescheduled(self, due):
         """It shall run again at `due` (microseconds); 0: now, at its old place."""

@@ -28,7 +28,7 @@ from zope.interface import implementer
 
 from zodbjobs import clock
 from zodbjobs.facts import PassingUUID
-from zodbjobs.interfaces import IUUID, KEY, IDispatcher, JobClaimed
+from zodbjobs.interfaces import IUUID, KEY, IDispatcher, JobClaimed, TimeLimitExceeded
 from zodbjobs.runtime import attempt, fence, storages, trouble, witness
 from zodbjobs.runtime.annotations import Notebook, Surroundings
 from zodbjobs.runtime.chores import Chores
@@ -36,7 +36,7 @@ from zodbjobs.runtime.complaint import Complaints
 from zodbjobs.runtime.hearing import Hearing
 from zodbjobs.runtime.liveness import LOOK_SECONDS, Liveness
 from zodbjobs.runtime.look import Look, earliest, is_late, poll_results, status_info, still_held
-from zodbjobs.runtime.pool import AgentThreadPool, LoopThread, await_value
+from zodbjobs.runtime.pool import AgentThreadPool, LoopThread, await_value, in_time
 from zodbjobs.runtime.retire import close_records, settle_orphans
 from zodbjobs.runtime.statistics import Statistics
 
@@ -151,6 +151,8 @@ class Dispatcher:
         self._trigger = None
         self._threadless = {}  # of those in flight: the ones that wait for a Deferred
         self._deferred = set()  # the filings among them that do not wait for a coroutine
+        self._cancels = {}  # the filings among them: what asks that to stop
+        self._asked = set()  # the filings among them that were asked, as their time was up
         self.seen = {}  # queue name -> {token: since when it lies in a lane of others}
         self.overrun_count = 0  # threads given up because their jobs ran too long
         self.started = None
@@ -204,6 +206,8 @@ class Dispatcher:
             self._flight.clear()
             self._threadless.clear()
             self._deferred.clear()
+            self._cancels.clear()
+            self._asked.clear()
             self._chores.served = set()
             self._slow_due = 0.0
 
@@ -469,14 +473,23 @@ class Dispatcher:
                 home = home.get_connection(assignment.database)
             if getattr(home.get(assignment.oid), '_token', None) == assignment.token:
                 continue
-            with self._guard:
-                if self._threadless.pop(assignment.filing, None) is None:
-                    continue
-            pool = self.queues.get(assignment.queue, {}).get(assignment.agent)
-            if pool is not None:
-                pool.free_slot()
-            self.statistics.reassigned(assignment.job_id)
-            self._land(attempt.Report(assignment, attempt.REASSIGNED))
+            if self._wait_no_more(assignment):
+                self.statistics.reassigned(assignment.job_id)
+                self._land(attempt.Report(assignment, attempt.REASSIGNED))
+
+    def _wait_no_more(self, assignment):
+        """Whether a job did still wait for a Deferred: that is told so, and its slot is free."""
+        with self._guard:
+            if self._threadless.get(assignment.filing) is not assignment:
+                return False
+            del self._threadless[assignment.filing]
+            cancel = self._cancels.pop(assignment.filing, None)
+        pool = self.queues.get(assignment.queue, {}).get(assignment.agent)
+        if pool is not None:
+            pool.free_slot()
+        if cancel is not None:
+            cancel()
+        return True
 
     # what workers tell
 
@@ -491,7 +504,10 @@ class Dispatcher:
                 self._threadless[assignment.filing] = assignment
                 if isinstance(report.deferred, Deferred):
                     self._deferred.add(assignment.filing)
-            self.await_value(report.deferred, lambda value: self._fired(assignment, value))
+            cancel = self.await_value(report.deferred, lambda value: self._fired(assignment, value))
+            with self._guard:
+                if self._threadless.get(assignment.filing) is assignment:  # not fired already
+                    self._cancels[assignment.filing] = cancel
             return
         if report.kind == attempt.WAITING:
             self.statistics.waits(assignment.job_id)
@@ -508,6 +524,7 @@ class Dispatcher:
         with self._guard:
             self._flight.pop(assignment.filing, None)
             self._deferred.discard(assignment.filing)
+            self._asked.discard(assignment.filing)
             self._landed.notify_all()
             if report.kind != attempt.ABANDONED:
                 self._reports.append(report)
@@ -521,6 +538,23 @@ class Dispatcher:
         self.overrun_count += 1
         self.statistics.rescheduled(assignment.job_id)
         self._land(attempt.Report(assignment, attempt.OVERRAN))
+
+    def ask_to_stop(self, assignment):
+        """The time of a job is up: what it waits for is cancelled, as Twisted and asyncio do."""
+        with self._guard:
+            if self._threadless.get(assignment.filing) is not assignment:
+                return
+            cancel = self._cancels.get(assignment.filing)
+            self._asked.add(assignment.filing)
+        if cancel is not None:
+            cancel()
+
+    def give_up_waiting(self, assignment):
+        """A job used up its time limit while it waited for a Deferred: wait no more."""
+        if self._wait_no_more(assignment):
+            log.error('job %s ran too long: it is waited for no more', assignment.job_id)
+            self.statistics.rescheduled(assignment.job_id)
+            self._land(attempt.Report(assignment, attempt.OVERRAN))
 
     def call_later(self, seconds, call, *args):
         """Have the reactor call something later.  From any thread."""
@@ -540,13 +574,17 @@ class Dispatcher:
             self._deferred.discard(assignment.filing)
             if self._threadless.pop(assignment.filing, None) is not assignment:
                 return  # too late: the job was cancelled, or handed back
+            self._cancels.pop(assignment.filing, None)
+            was_asked = assignment.filing in self._asked
+        if was_asked:
+            value = in_time(value, TimeLimitExceeded('it was asked to stop, as its time was up'))
         pool = self.queues.get(assignment.queue, {}).get(assignment.agent)
         if pool is not None:
             pool.submit(assignment, resume=(value,))
 
     def await_value(self, value, fired):
-        """Call `fired` once with what a Deferred or a coroutine gives."""
-        await_value(value, fired, self.reactor, self.loop_thread)
+        """Call `fired` once with what a Deferred or a coroutine gives; returns what cancels it."""
+        return await_value(value, fired, self.reactor, self.loop_thread)
 
     def lost(self, assignment):
         """A worker failed in a way that should not be: the job counts as interrupted."""

@@ -16,6 +16,7 @@ import queue
 import threading
 
 import transaction
+from twisted.internet.defer import CancelledError as DeferredCancelledError
 from twisted.internet.defer import Deferred
 
 from zodbjobs import clock
@@ -26,6 +27,9 @@ from zodbjobs.runtime.coalesce import Together
 log = logging.getLogger('zodbjobs.events')
 
 _END = object()
+
+#: What a Deferred or a coroutine raises that has stopped as it was asked to.
+CANCELLED = (asyncio.CancelledError, DeferredCancelledError)
 
 #: Seconds of work that may be claimed ahead of the free threads, for short jobs.
 AHEAD_SECONDS = 0.1
@@ -84,6 +88,9 @@ class Worker:
             report = Attempt(self, assignment).resume_with(resume[0])
         self.assignment = None
         self.dispatcher.reported(report)
+        if report.kind == DEFERRED and self._soft_at is not None:
+            seconds = max(0, self._soft_at - clock.monotonic())
+            self.dispatcher.call_later(seconds, self.dispatcher.ask_to_stop, assignment)
         return report.kind == DEFERRED
 
     def _do_together(self, assignment):
@@ -280,13 +287,16 @@ class AgentThreadPool:
     def give_up(self, worker, assignment):
         """The job of `worker` has used up its time: go on without that thread."""
         with self._guard:
-            if worker.assignment is not assignment or worker.abandoned:
-                return
-            worker.abandoned = True
-            self._given_up = [t for t in self._given_up if t.is_alive()] + [worker.thread]
-            self.threads = [t for t in self.threads if t is not worker.thread]
-            self._done()
-        self.dispatcher.overran(assignment)
+            has_thread = worker.assignment is assignment and not worker.abandoned
+            if has_thread:
+                worker.abandoned = True
+                self._given_up = [t for t in self._given_up if t.is_alive()] + [worker.thread]
+                self.threads = [t for t in self.threads if t is not worker.thread]
+                self._done()
+        if has_thread:
+            self.dispatcher.overran(assignment)
+        elif worker.assignment is not assignment:
+            self.dispatcher.give_up_waiting(assignment)
 
     def _done(self, keeps_slot=False):
         """A thread has done a piece of work."""
@@ -357,15 +367,28 @@ class LoopThread:
         self._guard = threading.Lock()
 
     def start(self, coroutine, fired):
-        """Run `coroutine`; call `fired` with its value, or with the exception it raised."""
+        """Run `coroutine`; call `fired` with its value, or with the exception it raised.
+
+        Returns a function that cancels it, for any thread.
+        """
         with self._guard:
             if self._loop is None:
                 self._loop = asyncio.new_event_loop()
                 threading.Thread(
                     target=self._loop.run_forever, name='zodbjobs asyncio', daemon=True
                 ).start()
-        future = asyncio.run_coroutine_threadsafe(coroutine, self._loop)
-        future.add_done_callback(lambda future: fired(_outcome_of(future)))
+            loop = self._loop
+        tasks = []
+
+        def begin():
+            tasks.append(loop.create_task(coroutine))
+            tasks[0].add_done_callback(lambda task: fired(_outcome_of(task)))
+
+        def cancel():
+            tasks[0].cancel()
+
+        loop.call_soon_threadsafe(begin)
+        return lambda: loop.call_soon_threadsafe(cancel)
 
     def stop(self):
         with self._guard:
@@ -374,20 +397,29 @@ class LoopThread:
             loop.call_soon_threadsafe(loop.stop)
 
 
-def _outcome_of(future):
-    if future.cancelled():
-        return Raised(asyncio.CancelledError('the event loop was stopped'))
-    error = future.exception()
-    return future.result() if error is None else Raised(error)
+def _outcome_of(task):
+    if task.cancelled():
+        return Raised(asyncio.CancelledError('it was asked to stop'))
+    error = task.exception()
+    return task.result() if error is None else Raised(error)
+
+
+def in_time(value, error):
+    """What is said of a Deferred or a coroutine that was asked to stop: its value, or `error`."""
+    stopped = isinstance(value, Raised) and isinstance(value.error, CANCELLED)
+    return Raised(error) if stopped else value
 
 
 def await_value(value, fired, reactor, loop_thread):
-    """Call `fired` once with what a Deferred or a coroutine gives, in some other thread."""
+    """Call `fired` once with what a Deferred or a coroutine gives, in some other thread.
+
+    Returns a function that asks it to stop by the cancellation of Twisted or asyncio.
+    """
     if isinstance(value, Deferred):
 
         def pass_on(result):
             fired(Raised(result.value) if is_failure(result) else result)
 
         reactor.callFromThread(value.addBoth, pass_on)
-    else:
-        loop_thread.start(value, fired)
+        return lambda: reactor.callFromThread(value.cancel)
+    return loop_thread.start(value, fired)
