@@ -73,7 +73,7 @@ def add_filters(parser):
         add(
             f'--{name}', metavar='SPAN', help=f'{what}, such as since1H, before2D, since2D,before1D'
         )
-    add('--look', type=positive, metavar='N', help='jobs to look at (default: 10000)')
+    add('--look', type=positive, metavar='N', help='jobs to look at (default: 5000)')
 
 
 def filters_of(args):

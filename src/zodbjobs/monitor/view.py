@@ -27,7 +27,7 @@ from zodbjobs.monitor.wanted import (
 )
 
 #: Jobs that one walk looks at, unless told otherwise.
-LOOK = 10_000
+LOOK = 5_000
 
 #: Jobs that are listed, unless told otherwise.
 LIMIT = 50
