@@ -5,9 +5,10 @@ Asked as the command line asks, with caches emptied before each question.
 
 import statistics
 
-from benchmarks.backlog import Claimer, fill
+from benchmarks.backlog import SHAPES, Claimer, Filling
 from benchmarks.measure import COST, Figure, Stopwatch
 from zodbjobs import clock
+from zodbjobs.interfaces import KEY
 from zodbjobs.model.intake import GRACE_SECONDS
 from zodbjobs.monitor.questions import ask
 
@@ -16,15 +17,21 @@ ROUNDS = 5
 
 
 def measure(place, scale):
-    queue = place.fresh()
-    claimer = Claimer(place)
+    name, counts = scale.backlogs[0]
+    share = 1 if place.kind == 'file' else scale.slow_share
+    place.fresh()
+    shape = SHAPES[name]
+    claimer = Claimer(place, shape)
     waiting = 0
-    for backlog in scale.backlogs:
-        waiting += fill(place, queue, claimer, backlog - waiting, scale.fill_seconds)
+    for count in counts:
+        wanted = round(count * share)
+        waiting += Filling(place, shape, claimer, waiting).fill(
+            wanted - waiting, scale.fill_seconds
+        )
         _prune(claimer)
         place.manager.begin()
-        yield tuple(_figures(place, waiting, queue.peek().oid))
-        if waiting < backlog:
+        yield tuple(_figures(place, waiting))
+        if waiting < wanted:
             break
     claimer.close()
 
@@ -32,15 +39,16 @@ def measure(place, scale):
 def _prune(claimer):
     """Take the chunks that were emptied out of use, as a dispatcher does as it goes."""
     claimer.manager.begin()
-    claimer.queue.intake.prune(clock.micros() + GRACE_SECONDS * clock.SECOND)
+    claimer.queues[''].intake.prune(clock.micros() + GRACE_SECONDS * clock.SECOND)
     claimer.manager.commit()
 
 
-def _figures(place, waiting, oid):
+def _figures(place, waiting):
+    oid = place.producer.root()[KEY][''].peek().oid
     questions = {
-        'jobs --state pending --limit 50': ('jobs', {'states': ['pending'], 'limit': 50}),
-        'count pending': ('count', {'states': ['pending']}),
-        'count pending --callable': ('count', {'states': ['pending'], 'callable': 'nothing'}),
+        'list of 50 pending': ('jobs', {'states': ['pending'], 'limit': 50}),
+        'count of pending': ('count', {'states': ['pending']}),
+        'count by callable': ('count', {'states': ['pending'], 'callable': 'nothing'}),
         'why': ('why', {'name': oid}),
         'status': ('status', {}),
         'doctor': ('doctor', {}),

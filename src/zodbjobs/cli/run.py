@@ -79,6 +79,9 @@ def add_arguments(parser):
     add('--max-memory', type=size, metavar='SIZE', help='... when it holds so much, as in 500M')
     add('--max-age', type=age, metavar='AGE', help='... when it is so old, as in 90s, 30m, 12h, 1d')
     add('--monitor', metavar='WHERE', help='off, or PORT or HOST:PORT, to be asked by TCP as well')
+    add('--metrics', metavar='WHERE', help='serve metrics for Prometheus at PORT or HOST:PORT')
+    add('--pack-every', type=age, metavar='AGE', help='pack the database so often, as in 24h')
+    add('--pack-keep', type=age, metavar='AGE', default=86400, help='... keeping so much (1d)')
     add('--supervised', type=positive, help=argparse.SUPPRESS)  # the number of a worker
 
 
@@ -173,11 +176,48 @@ def run(openings, args):
         for opening in openings:
             opened.append(opening())
             dispatchers.append(make_dispatcher(opened[-1], reactor, args))
-        serve(dispatchers, reactor, args.supervised)
+        with extras(dispatchers, args):
+            serve(dispatchers, reactor, args.supervised)
     finally:
         for db, dispatcher in itertools.zip_longest(opened, dispatchers):
             close_family(db, dispatcher)
     return 0
+
+
+@contextlib.contextmanager
+def extras(dispatchers, args):
+    """What `args` want beside the work itself, for as long as the block lasts."""
+    end = None
+    if args.pack_every:
+        from zodbjobs.monitor.packing import pack_every
+
+        for dispatcher in dispatchers:
+            pack_every(dispatcher, args.pack_every, args.pack_keep / 86400)
+    if args.metrics:
+        end = served_metrics(dispatchers, args)
+    try:
+        yield
+    finally:
+        if end is not None:
+            end()
+
+
+def served_metrics(dispatchers, args):
+    """Serve metrics; returns what ends it.  Raises CommandError."""
+    from zodbjobs.monitor.door import wanted_tcp
+
+    try:
+        from zodbjobs.monitor.metrics import serve as serve_metrics
+    except ImportError as error:
+        text = f'--metrics needs prometheus_client: pip install "zodbjobs[metrics]" ({error})'
+        raise CommandError(text, WRONGLY_ASKED) from None
+    try:
+        host, port = wanted_tcp(args.metrics)
+        if args.supervised:  # each worker of -n has the port that follows
+            port += args.supervised - 1
+        return serve_metrics(dispatchers, (host, port))
+    except (OSError, ValueError, OverflowError) as error:
+        raise CommandError(f'--metrics {args.metrics}: {error}', WRONGLY_ASKED) from None
 
 
 def check(args):
@@ -310,9 +350,12 @@ def supervise(args):
     options = [*uris, *given('--queue', args.queue), *given('--channel', args.channel)]
     options += [*given('--path', args.path), *given('--zodb', zodb)]
     options += given('--zcml', args.zcml and [args.zcml])
-    for name in ('threads', 'poll_interval', 'grace', 'deployment'):
+    for name in ('threads', 'poll_interval', 'grace', 'deployment', 'metrics'):
         value = getattr(args, name)
         options += given(f'--{name.replace("_", "-")}', [] if value is None else [value])
+    for name in ('pack_every', 'pack_keep'):
+        value = getattr(args, name)
+        options += given(f'--{name.replace("_", "-")}', [f'{value:g}s'] if value else [])
     office = supervisor.Supervisor(
         lambda number: supervisor.Process(
             lambda line: supervisor.start_worker(options, number, line)

@@ -79,9 +79,6 @@ ORPHAN_LIMIT = 200
 #: by moving the later one on; so far a token's time may be ahead of its job's.
 DRIFT = clock.SECOND
 
-#: Jobs at the front of a group that `oldest_due` looks at: some were withdrawn, or are claimed.
-FIRST_LOOKS = 20
-
 #: So many dates of begin_after are remembered to tell their jobs apart.
 DATES = 1000
 
@@ -372,25 +369,6 @@ class Queue(Persistent):
         for token, job in self._waiting(look):
             if is_current(job, token) and job._status in states:
                 yield job
-
-    def oldest_due(self, now, look=None):
-        """The waiting job that has been due for longest at `now` (microseconds), or None.
-
-        One that waits for other jobs is not due.  `look` is as for `waiting`.
-        """
-        found = []
-        for lane in range(LANES):
-            for _, _, entry in self.intake.entries(look, (lane,)):
-                if 0 <= entry.due <= now:
-                    found.append((entry.token, entry.job))
-        for run in self.ready.runs():
-            for group in run:
-                streams = itertools.islice(self.ready.stream(group), FIRST_LOOKS)
-                found += [(token, job) for token, _, _, job in streams]
-        jobs = [
-            job for token, job in found if is_current(job, token) and job._status == status.PENDING
-        ]
-        return min((job for job in jobs if job._due <= now), key=_due, default=None)
 
     def __len__(self):
         ready = self.ready
@@ -717,6 +695,9 @@ class Queues(Persistent, MutableMapping):
     #: The `Numbers` by which outsiders know jobs, once there are any.
     numbers = None
 
+    #: Microseconds when the latest pack on a schedule was begun, or None.
+    packed = None
+
     def __init__(self):
         self._items = OOBTree()
         self.identity = str(uuid.uuid4())
@@ -768,10 +749,6 @@ def _refuse_unless_new(job):
         raise BadStatusError(f'{job!r} is {job.status}: a job is put once; put a new one')
     if job._parent is not None and job._parent._status != status.COMPLETED:
         raise BadStatusError(f'{job!r} is a callback: it runs when {job._parent!r} is done')
-
-
-def _due(job):
-    return job._due
 
 
 def _merged(new, known):

@@ -13,7 +13,7 @@ from zodbjobs.model.history import KEEP_COUNT
 from zodbjobs.monitor.digest import waits_for_quotas
 from zodbjobs.monitor.reason import length, name_of
 from zodbjobs.monitor.shown import queue_facts
-from zodbjobs.monitor.view import UNSORTED, ended_count
+from zodbjobs.monitor.view import UNSORTED, ended_count, oldest_due
 
 #: Seconds that a due job may wait before `health` and `examine` complain.
 MAX_WAIT = 300
@@ -50,7 +50,7 @@ def health(queues, max_wait=MAX_WAIT):
 
 def _state(queue):
     now = clock.micros()
-    oldest = queue.oldest_due(now, UNSORTED)
+    oldest = oldest_due(queue, now)
     return {
         'waiting': len(queue),
         'oldest_due_seconds': 0.0 if oldest is None else (now - oldest._due) / clock.SECOND,

@@ -17,7 +17,7 @@ from zodbjobs.model.call import custom_repr
 from zodbjobs.model.failure import is_failure
 from zodbjobs.model.intake import size_of
 from zodbjobs.monitor.reason import why
-from zodbjobs.monitor.view import UNSORTED, ended_count
+from zodbjobs.monitor.view import ended_count, oldest_due
 
 #: Characters of a repr.
 REPR_LENGTH = 1000
@@ -187,12 +187,12 @@ def traceback(job, detail='default'):
 # Queues, dispatchers, agents.
 
 
-def queue_facts(queue, look=UNSORTED):
+def queue_facts(queue):
     """How a queue stands."""
     now = clock.micros()
     agents = [agent for record in queue.dispatchers.values() for agent in record.values()]
     running = [job for agent in agents for job in agent]
-    oldest = queue.oldest_due(now, look)
+    oldest = oldest_due(queue, now)
     return {
         'name': queue.name,
         'waiting': len(queue),

@@ -14,7 +14,8 @@ from ZODB.broken import Broken
 from ZODB.utils import p64
 
 from zodbjobs import clock, status
-from zodbjobs.model.intake import entries_of
+from zodbjobs.model.handout import is_current
+from zodbjobs.model.intake import LANES, entries_of
 from zodbjobs.model.job import Job
 from zodbjobs.monitor.wanted import (
     CANCELLED,
@@ -37,6 +38,12 @@ LISTED_SECONDS = 3600
 
 #: Of each lane of a queue so many entries are looked at that no dispatcher has sorted yet.
 UNSORTED = 2000
+
+#: Jobs at the front of a group that `oldest_due` looks at: some were withdrawn, or are claimed.
+FIRST_LOOKS = 20
+
+#: Groups (of priority, channel and quotas) that `oldest_due` looks at.
+FIRST_GROUPS = 500
 
 #: Entries at the front of a queue that are looked at for jobs that only have callbacks to tell.
 URGENT_LOOK = 200
@@ -243,6 +250,27 @@ def _merged(streams):
 
 def _place(job):
     return (-1, 0) if job is None else (job._priority, job._due)
+
+
+def oldest_due(queue, now):
+    """The waiting job that has been due for longest at `now` (microseconds), or None.
+
+    One that waits for other jobs is not due.  Of what no dispatcher has sorted
+    yet, and of very many groups, the first ones are looked at.
+    """
+    found = []
+    for lane in range(LANES):
+        for _, _, entry in queue.intake.entries(UNSORTED, (lane,)):
+            if 0 <= entry.due <= now:
+                found.append((entry.token, entry.job))
+    groups = itertools.chain.from_iterable(queue.ready.runs())
+    for group in itertools.islice(groups, FIRST_GROUPS):
+        streams = itertools.islice(queue.ready.stream(group), FIRST_LOOKS)
+        found += [(token, job) for token, _, _, job in streams]
+    for token, job in sorted(found, key=lambda item: item[0]):
+        if is_current(job, token) and job._status == status.PENDING and job._due <= now:
+            return job
+    return None
 
 
 # Who takes what.

@@ -332,12 +332,14 @@ class Attempt:
         policy = job._policy
         if policy is not None and self.data_cache:
             policy.updateData(self.data_cache)
+        begun = clock.monotonic()
         try:
             self.tm.commit()
         except BaseException as error:
             self.value = value
             error._zodbjobs_commit = True
             raise
+        self.worker.statistics.committed(self.assignment.job_id, clock.monotonic() - begun)
         self._settled(job, value, later)
 
     def _ride(self, job, value):

@@ -105,7 +105,9 @@ class Worker:
 
     def has_begun(self, assignment, job):
         """Tell the statistics that a job runs in this thread."""
-        self.statistics.started(assignment.job_id, repr(job), self.thread.ident, job._due)
+        self.statistics.started(
+            assignment.job_id, repr(job), self.thread.ident, job._due, job._interrupted
+        )
 
     def limit(self, assignment, limits):
         """The job begins; `limits` are (soft, hard) microseconds or None."""

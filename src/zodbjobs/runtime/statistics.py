@@ -24,6 +24,7 @@ Times are naive UTC datetimes and job ids are (int oid, database name), as the
 users of zc.async know them.
 """
 
+import bisect
 import collections
 import itertools
 import math
@@ -40,7 +41,13 @@ CALL_LENGTH = 1000
 LIVES = 500
 OTHERS = (None, None)
 
+#: Upper bounds in seconds of the classes in which times are counted.
+BOUNDS = (0.001, 0.005, 0.01, 0.05, 0.1, 0.5, 1, 5, 10, 60, 300, 3600)
+_BOUNDS_MICROS = [round(bound * clock.SECOND) for bound in BOUNDS]
+
 ACTIVE = 'active'
+SUMS = ('conflicts', 'retries', 'rescues')
+TIMES = ('wait', 'run', 'commit')
 SUCCESSFUL = 'successful'
 FAILED = 'failed'
 UNKNOWN = 'unknown'
@@ -177,6 +184,7 @@ class _Attempt:
         'agent',
         'call',
         'claimed',
+        'commit',
         'conflicts',
         'due',
         'ended',
@@ -188,6 +196,7 @@ class _Attempt:
         'quota_names',
         'reassigned',
         'rescheduled',
+        'rescued',
         'result',
         'started',
         'state',
@@ -204,7 +213,8 @@ class _Attempt:
         self.call = self.thread = self.result = None
         self.due = self.started = self.left = self.ended = None
         self.state = ACTIVE
-        self.in_thread = self.reassigned = self.rescheduled = False
+        self.in_thread = self.reassigned = self.rescheduled = self.rescued = False
+        self.commit = None  # microseconds that the commit of the work took
         self.conflicts = 0
 
     @property
@@ -239,18 +249,53 @@ class _Attempt:
         }
 
 
+class _Histogram:
+    """How many times were not longer than each of `BOUNDS`, and their sum."""
+
+    __slots__ = ('counts', 'total')
+
+    def __init__(self):
+        self.counts = [0] * (len(BOUNDS) + 1)
+        self.total = 0
+
+    def add(self, micros):
+        self.counts[bisect.bisect_left(_BOUNDS_MICROS, micros)] += 1
+        self.total += micros
+
+    def merge(self, other):
+        self.counts = [mine + its for mine, its in zip(self.counts, other.counts, strict=True)]
+        self.total += other.total
+
+    def shown(self):
+        """([(upper bound as a text, count up to it)], sum in seconds), as Prometheus wants it."""
+        names = [*map(str, BOUNDS), '+Inf']
+        return list(
+            zip(names, itertools.accumulate(self.counts), strict=True)
+        ), self.total / clock.SECOND
+
+
 class _Tally:
     """Counts of attempts by outcome, with the shortest and the longest of each."""
 
     def __init__(self):
         self.started = 0
         self.counts = {SUCCESSFUL: 0, FAILED: 0, UNKNOWN: 0, ACTIVE: 0}
+        self.sums = dict.fromkeys(SUMS, 0)
+        self.times = {name: _Histogram() for name in TIMES}
         self.shortest = {}
         self.longest = {}
 
     def add(self, attempt):
         """Count one attempt in the state it is in."""
         self.counts[attempt.state] += 1
+        self.sums['conflicts'] += attempt.conflicts
+        self.sums['retries'] += attempt.rescheduled
+        self.sums['rescues'] += attempt.rescued
+        if attempt.state in (SUCCESSFUL, FAILED) and attempt.started is not None:
+            self.times['wait'].add(attempt.wait)
+            self.times['run'].add(attempt.run)
+            if attempt.commit is not None:
+                self.times['commit'].add(attempt.commit)
         if attempt.state != UNKNOWN:
             self.measure(attempt)
 
@@ -267,8 +312,17 @@ class _Tally:
         self.started += other.started
         for state, count in other.counts.items():
             self.counts[state] += count
+        for name, count in other.sums.items():
+            self.sums[name] += count
+        for name, histogram in other.times.items():
+            self.times[name].merge(histogram)
         for attempt in other.extremes():
             self.measure(attempt)
+
+    def totals(self):
+        """A dict of counts, and under the names in `TIMES` what `_Histogram.shown` gives."""
+        times = {name: histogram.shown() for name, histogram in self.times.items()}
+        return {'started': self.started, **self.counts, **self.sums, **times}
 
     def extremes(self):
         """The attempts it remembers, at most two for each state."""
@@ -316,7 +370,7 @@ class JobsLog:
             self._life(attempt).started += 1
             self._rotate()
 
-    def started(self, job_id, call_repr, thread=None, due=None):
+    def started(self, job_id, call_repr, thread=None, due=None, rescued=False):
         """Its call begins in the thread of that identity.
 
         `call_repr` is a text, best a short one.  `due` is when the job could
@@ -328,6 +382,7 @@ class JobsLog:
                 attempt.call = call_repr and call_repr[:CALL_LENGTH]
                 attempt.thread = thread
                 attempt.due = due
+                attempt.rescued = rescued
                 attempt.started = clock.micros()
                 attempt.in_thread = True
 
@@ -337,6 +392,13 @@ class JobsLog:
             attempt = self._active.get(job_id)
             if attempt is not None:
                 attempt.conflicts += 1
+
+    def committed(self, job_id, seconds):
+        """The commit of its work took so long."""
+        with self._lock:
+            attempt = self._active.get(job_id)
+            if attempt is not None:
+                attempt.commit = round(seconds * clock.SECOND)
 
     def waits(self, job_id):
         """The call returned a job or a Deferred: active still, but without a thread."""
@@ -435,6 +497,11 @@ class JobsLog:
                     tally.add(attempt)
         return tally
 
+    def totals(self):
+        """{(queue, agent): `_Tally.totals` of the attempts that ended}, since it was cleared."""
+        with self._lock:
+            return {key: life.totals() for key, life in self._lives.items()}
+
     def window(self, polls, queue=None, agent=None):
         """The _Tally of the attempts that these polls began."""
         known = {(a.poll_key, a.job_id): a for a in self.attempts(queue, agent)}
@@ -478,6 +545,7 @@ class Statistics:
         # What the runtime tells of jobs goes straight to their log.
         self.claimed = self.jobs.claimed
         self.started = self.jobs.started
+        self.committed = self.jobs.committed
         self.conflicted = self.jobs.conflicted
         self.waits = self.jobs.waits
         self.finished = self.jobs.finished
@@ -543,6 +611,10 @@ class Statistics:
         if count is not None and count < 0:
             raise ValueError(f'count must not be negative: {count!r}')
         return itertools.islice(self.polls.select(at, before, since), count)
+
+    def totals(self):
+        """Counts and histograms for each (queue, agent), which only grow: for metrics."""
+        return self.jobs.totals()
 
     def summary(self, queue=None, agent=None, window=None):
         """How long jobs waited and ran, of those kept or of the last `window` seconds.

@@ -70,6 +70,7 @@ def test_top_on_a_terminal(layer, running, monkeypatch):
         if not looks:
             gate.set()
             layer.reactor.wait_for(running)
+            layer.reactor.time_flies(1)
         looks.append(seconds)
 
     monkeypatch.setattr(watch, 'pause', pause)
