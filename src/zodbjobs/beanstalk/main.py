@@ -16,7 +16,8 @@ import signal
 import socket
 import sys
 
-#: The release of beanstalkd whose behaviour this is.
+#: The release of beanstalkd whose behaviour this is.  Clients read it in the statistics, and
+#: some ask whether it is large enough for a command.
 SPOKEN = '1.12'
 
 #: Bytes by which a file of our own must have grown, and at least doubled, to be packed.
@@ -143,7 +144,7 @@ def serve(options, listening):
     identity = secrets.token_hex(8)
     store = Store(db, f'beanstalkd {identity}', exclusive)
     store.prepare()
-    info = {'version': version(), 'id': identity, 'log_bytes': options.s}
+    info = {'version': SPOKEN, 'id': identity, 'log_bytes': options.s}
     gateway = Gateway(store, options.z, info)
     listener = attach(gateway, reactor)
     signal.signal(signal.SIGUSR1, lambda *_: gateway.drain())

@@ -8,7 +8,7 @@ from tests.doors.beanstalk.support import Server
 @pytest.fixture(scope='module')
 def served():
     """Our server, in memory, for all tests of a module."""
-    with Server.ours() as server:
+    with Server() as server:
         yield server
 
 

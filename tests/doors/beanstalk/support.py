@@ -2,11 +2,7 @@
 
 import contextlib
 import os
-import signal
 import socket
-import subprocess
-import sys
-import time
 
 import ZODB
 from twisted.internet import task
@@ -17,8 +13,7 @@ from zodbjobs import clock
 from zodbjobs.beanstalk.gateway import Client, Gateway
 from zodbjobs.beanstalk.protocol import Parser
 from zodbjobs.beanstalk.store import Store
-
-PROGRAM = 'import sys; from zodbjobs.beanstalk.main import main; sys.exit(main())'
+from zodbjobs.testing.beanstalkd import Beanstalkd
 
 
 class Desk:
@@ -104,57 +99,11 @@ class Talk:
         self.desk.settle()
 
 
-def free_port():
-    with socket.socket() as found:
-        found.bind(('127.0.0.1', 0))
-        return found.getsockname()[1]
-
-
-class Server:
-    """A process that serves the protocol: `command` with -l and -p, and more flags."""
-
-    def __init__(self, command, *flags):
-        self.port = free_port()
-        self.command = [*command, '-l', '127.0.0.1', '-p', str(self.port), *flags]
-        self.process = None
-        self.start()
-
-    @classmethod
-    def ours(cls, *flags):
-        return cls([sys.executable, '-c', PROGRAM], *flags)
-
-    def start(self):
-        self.process = subprocess.Popen(self.command)
-        end = time.monotonic() + 20
-        while True:
-            try:
-                with self.connect() as line:
-                    line.ask(b'list-tube-used\r\n')
-                return
-            except OSError:
-                assert self.process.poll() is None, 'the server ended at once'
-                assert time.monotonic() < end, 'the server does not answer'
+class Server(Beanstalkd):
+    """A server, and connections to it."""
 
     def connect(self):
         return Line(('127.0.0.1', self.port))
-
-    def kill(self):
-        self.process.send_signal(signal.SIGKILL)
-        self.process.wait()
-
-    def stop(self):
-        if self.process.poll() is None:
-            self.process.terminate()
-            try:
-                self.process.wait(10)
-            except subprocess.TimeoutExpired:
-                self.kill()
-
-    def __enter__(self):
-        return self
-
-    def __exit__(self, *exc):
-        self.stop()
 
 
 class Line:

@@ -129,7 +129,7 @@ def test_a_pause(green, tube):
 
 
 def test_draining_by_a_signal():
-    with Server.ours() as server, greenstalk.Client(('127.0.0.1', server.port)) as client:
+    with Server() as server, greenstalk.Client(('127.0.0.1', server.port)) as client:
         assert client.put('1') == 1
         server.process.send_signal(signal.SIGUSR1)
         end = time.monotonic() + 10
@@ -142,7 +142,7 @@ def test_draining_by_a_signal():
 
 def test_a_unix_socket_and_an_inherited_one(tmp_path):
     path = f'{tmp_path}/socket'
-    with Server.ours() as server:
+    with Server() as server:
         server.stop()
         command = [*server.command, '-l', f'unix:{path}']
         server.command = command

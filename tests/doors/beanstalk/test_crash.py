@@ -64,7 +64,7 @@ class Ledger:
 def test_nothing_acknowledged_is_lost(tmp_path):
     dice = random.Random(5)
     ledger = Ledger()
-    with Server.ours('-b', str(tmp_path)) as server:
+    with Server('-b', str(tmp_path)) as server:
         for _ in range(4):
             with server.connect() as line:
                 for _ in range(dice.randrange(30, 80)):
@@ -76,7 +76,7 @@ def test_nothing_acknowledged_is_lost(tmp_path):
 
 
 def test_a_clean_stop_keeps_everything(tmp_path):
-    with Server.ours('-b', str(tmp_path)) as server:
+    with Server('-b', str(tmp_path)) as server:
         with server.connect() as line:
             assert line.ask(b'put 5 0 60 5\r\nhello\r\n') == b'INSERTED 1\r\n'
             assert line.ask(b'pause-tube default 10000\r\n') == b'PAUSED\r\n'
@@ -89,7 +89,7 @@ def test_a_clean_stop_keeps_everything(tmp_path):
 
 
 def test_a_directory_has_one_server(tmp_path):
-    with Server.ours('-b', str(tmp_path)) as server:
+    with Server('-b', str(tmp_path)) as server:
         second = subprocess.run(
             [*server.command[:3], '-l', '127.0.0.1', '-p', '0', '-b', str(tmp_path)],
             capture_output=True, text=True, timeout=60,

@@ -26,7 +26,7 @@ def both():
     theirs = executable()
     if theirs is None:
         pytest.skip('there is no beanstalkd here: apt-get install beanstalkd')
-    with Server([theirs]) as peer, Server.ours() as server:
+    with Server(command=[theirs]) as peer, Server() as server:
         yield peer, server
 
 
