@@ -23,6 +23,9 @@ PLAIN = 'plain'  # a count, or a share: it needs no comparison
 
 MEGABYTE = 1 << 20
 
+#: So often it is tried to make an object in the root while other processes do so, too.
+MAKE_ATTEMPTS = 20
+
 #: Seconds between two looks whether something has happened.
 PAUSE_SECONDS = 0.005
 
@@ -67,18 +70,20 @@ class Raw:
         )
 
 
-def raw_rate(connection, seconds, file_size=None):
+def raw_rate(connection, seconds, file_size=None, key='raw'):
     """Commit a small object for `seconds`; returns a Raw.
 
-    `file_size`, if any, tells the bytes of the database's file.
+    `file_size`, if any, tells the bytes of the database's file; `key` is where in
+    the root the object is.
     """
     manager = connection.transaction_manager
     manager.begin()
     root = connection.root()
-    if 'raw' not in root:
-        root['raw'] = PersistentMapping()
-        manager.commit()
-    number = root['raw']
+    for attempt in manager.attempts(MAKE_ATTEMPTS):
+        with attempt:
+            if key not in root:
+                root[key] = PersistentMapping()
+    number = root[key]
     before = file_size() if file_size else 0
     count, started = 0, clock.monotonic()
     while clock.monotonic() - started < seconds:

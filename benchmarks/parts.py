@@ -9,6 +9,7 @@ import dataclasses
 
 from benchmarks import (
     backlog,
+    commits,
     conflicts,
     latency,
     memory,
@@ -23,6 +24,7 @@ from benchmarks.measure import Figure, Raw, raw_rate
 
 #: Name -> what measures it: called with a Place and a Scale, it yields tuples of Figures.
 PARTS = {
+    'commits': commits.measure,
     'put': puts.measure,
     'jobs': throughput.measure,
     'processes': processes.measure,

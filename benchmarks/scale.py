@@ -10,6 +10,9 @@ class Scale:
     #: The raw commit rate is taken in so many windows of so many seconds.
     raw_windows: int = 3
     raw_seconds: float = 0.15
+    #: So many processes commit side by side, for so many seconds.
+    committers: tuple = (1, 2, 4)
+    commit_seconds: float = 1
     #: What is measured by time takes so long; where the storage is slower than thought, at most
     #: `PATIENCE` times that.
     run_seconds: float = 1.5
@@ -61,6 +64,7 @@ QUICK = Scale()
 #: As much as `docs/performance.rst` shows; in pieces, or overnight.
 FULL = Scale(
     raw_seconds=0.3,
+    commit_seconds=3,
     run_seconds=3,
     rounds=3,
     starts=400,
@@ -88,6 +92,8 @@ FULL = Scale(
 TINY = Scale(
     raw_windows=1,
     raw_seconds=0.01,
+    committers=(2,),
+    commit_seconds=0.05,
     run_seconds=0.01,
     threads=(1,),
     processes=(2,),

@@ -89,11 +89,15 @@ class WorkerProcess:
         self._process.kill()
         self._process.wait()
 
+    def send(self, *words):
+        """Have it do something, and go on: `ask` gives the answer."""
+        self._process.stdin.write(' '.join(map(str, words)) + '\n')
+        self._process.stdin.flush()
+
     def ask(self, *words):
         """Have it do something; returns the dict it answers with."""
         if words:
-            self._process.stdin.write(' '.join(map(str, words)) + '\n')
-            self._process.stdin.flush()
+            self.send(*words)
         answer = self._process.stdout.readline()
         if not answer:
             raise RuntimeError('a worker process has ended: see what it printed')

@@ -9,7 +9,7 @@ import tempfile
 import pytest
 
 from benchmarks import __main__ as command
-from benchmarks import measure, parts, publish, report, scale, storages
+from benchmarks import measure, model, parts, publish, report, scale, storages
 
 
 @pytest.fixture(scope='module')
@@ -26,7 +26,10 @@ def named(table, start):
 
 
 def test_every_part_has_figures(table):
-    assert {row.part for row in table.rows} == set(parts.PARTS) - {'processes'}  # a file has one
+    assert {row.part for row in table.rows} == set(parts.PARTS) - {
+        'processes',
+        'commits',
+    }  # a file has one
 
 
 def test_all_but_plain_figures_stand_beside_the_raw_commit_rate(table):
@@ -98,6 +101,38 @@ def test_what_is_published_has_all_figures_in_tables(table, tmp_path):
     assert 'cores' in (tmp_path / 'machine.rst').read_text()
     for path in tmp_path.glob('*.rst'):
         assert docutils_complaints(path.read_text()) == '', path
+
+
+@pytest.mark.parametrize('hosts', [1, 20])
+@pytest.mark.parametrize('writes, commits', [(False, 1), (True, 2)])
+def test_the_model_does_no_more_than_its_storage_allows(hosts, writes, commits):
+    """Each job was put by a commit, and one that writes has another."""
+    storage = model.Storage(serial=0.001, latency=0.001)
+    rate, busy = model.Simulation(storage, hosts, 0.001, writes).run()
+    assert 0.5 * 1000 / commits < rate < 1.1 * 1000 / commits  # what waited may be ahead a bit
+    assert busy > 0.8
+
+
+def test_the_model_does_no_more_than_its_threads_allow(monkeypatch):
+    monkeypatch.setattr(model, 'COMMITS', 2000)
+    rate, busy = model.Simulation(model.Storage(0.001, 0.001), 2, 1.0, True).run()
+    assert rate == pytest.approx(2 * model.THREADS, rel=0.05)
+    assert busy < 0.1
+    assert model.knee(model.Storage(0.001, 0.001), 1.0, True) > 20
+
+
+def test_the_model_is_fed_by_what_was_measured():
+    rows = [
+        {'part': 'commits', 'name': f'commits of {n}', 'value': rate, 'facts': {'processes': n}}
+        for n, rate in ((1, 500), (4, 800))
+    ]
+    name = 'commits of 1 process beside 8 clients that listen'
+    rows.append({'part': 'commits', 'name': name, 'value': 400, 'facts': {}})
+    storage = model.Storage.measured({'rows': rows})
+    assert storage.serial == 1 / 800 and storage.latency == pytest.approx(1 / 500 - 1 / 800)
+    assert storage.cost(9) == pytest.approx(storage.serial + 1 / 400 - 1 / 500)
+    assert model.Storage.measured({'rows': []}) is None
+    assert model.text({}) == ''
 
 
 @pytest.mark.processes
