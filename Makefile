@@ -4,6 +4,7 @@
 #   make run  ARGS='--help'          make test ARGS='tests/model -k put'     make bench  make torture  make docs
 #   make test-3.12                   make test-all     make floors
 #   make test-zope6  make test-zope5  make test-pyramid  make test-plone  make test-plone61
+#   make test-buildout
 #   make lint     make format        make types        make house            make clean
 #
 # PYTHON=python3.13 chooses the interpreter when .venv is made; `make clean` first to change it.
@@ -30,7 +31,7 @@ ifdef PIP_INDEX_URL
 export UV_DEFAULT_INDEX ?= $(PIP_INDEX_URL)
 endif
 
-.PHONY: run test test-all test-zope6 test-zope5 test-pyramid test-plone test-plone61 floors torture bench docs lint format types house clean
+.PHONY: run test test-all test-zope6 test-zope5 test-pyramid test-plone test-plone61 test-buildout floors torture bench docs lint format types house clean
 .DELETE_ON_ERROR:
 .PRECIOUS: .venv-%/.ready
 
@@ -96,20 +97,28 @@ test-pyramid: .venv-pyramid/.ready
 	.venv-pyramid/bin/python $(HOST_TESTS) $(ARGS)
 
 test-plone: .venv-plone/.ready
-	.venv-plone/bin/python $(HOST_TESTS) $(ARGS)
+	.venv-plone/bin/python $(HOST_TESTS)/test_plone.py $(ARGS)
 
 test-plone61: .venv-plone61/.ready
-	.venv-plone61/bin/python $(HOST_TESTS) $(ARGS)
+	.venv-plone61/bin/python $(HOST_TESTS)/test_plone.py $(ARGS)
+
+# What buildout makes, at work.
+test-buildout: .venv-buildout/.ready
+	.venv-buildout/bin/buildout -q
+	bin/zodbjobs --version
+	bin/py -c 'import zodbjobs.model.hosted, importlib.resources as r; \
+	    assert (r.files("zodbjobs.zope") / "configure.zcml").is_file()'
+	bin/test -q tests/model tests/doors/zcml docs/zcml.rst $(ARGS)
 
 # The oldest releases that pyproject.toml allows.
 floors: .venv-floors/.ready
 	.venv-floors/bin/python $(PYTEST) $(SHORT) $(ARGS)
 
 clean:
-	rm -rf $(VENV) $(foreach lane,$(VERSIONS) floors zope6 zope5 pyramid plone plone61,.venv-$(lane)) build dist docs/_build
+	rm -rf $(VENV) $(foreach lane,$(VERSIONS) floors zope6 zope5 pyramid plone plone61 buildout,.venv-$(lane)) build dist docs/_build
 	rm -rf .pytest_cache .mypy_cache .ruff_cache .hypothesis .coverage .coverage.*
 	find src tests docs benchmarks -name __pycache__ -prune -exec rm -rf {} +
-	rm -rf src/*.egg-info
+	rm -rf src/*.egg-info bin eggs develop-eggs parts .installed.cfg
 
 # ---- set-up ---------------------------------------------------------------------------------
 
@@ -152,9 +161,9 @@ $(VENV)/.ready-bench: $(VENV)/.ready-dev
 # What the tests of hosts need beside the host, whose own needs decide about the releases.
 HOST_NEEDS := pytest pytest-timeout pytest-xdist hypothesis sybil zope.testing
 HOST_VERSIONS := 3.13 3.12 3.11
-.venv-zope6/.ready: HOST := 'Zope[wsgi] >= 6'
+.venv-zope6/.ready: HOST := 'Zope[wsgi] >= 6' zope.authentication plone.testing
 # Zope 5 cannot run with ZODB 6.3.
-.venv-zope5/.ready: HOST := 'Zope[wsgi] < 6' 'ZODB < 6.3'
+.venv-zope5/.ready: HOST := 'Zope[wsgi] < 6' 'ZODB < 6.3' zope.authentication plone.testing
 # Pyramid 2.1 imports pkg_resources.
 .venv-pyramid/.ready: HOST := pyramid pyramid_tm pyramid_zodbconn webtest waitress 'setuptools < 82'
 .venv-plone/.ready: HOST := 'Products.CMFPlone >= 6.2' plone.restapi
@@ -166,6 +175,13 @@ HOST_VERSIONS := 3.13 3.12 3.11
 	@for version in $(HOST_VERSIONS); do python=$$(.ci/find-python $$version) && break; done; \
 	    set -x; $(UV) venv -q --clear --python $$python $(@D)
 	$(UV) pip install -q --python $(@D)/bin/python -e . $(HOST_NEEDS) $(HOST)
+	@touch $@
+
+BUILDOUT_VERSIONS := 3.12 3.13 3.11
+.venv-buildout/.ready: | $(UV)
+	@for version in $(BUILDOUT_VERSIONS); do python=$$(.ci/find-python $$version) && break; done; \
+	    set -x; $(UV) venv -q --clear --python $$python $(@D)
+	$(UV) pip install -q --python $(@D)/bin/python zc.buildout
 	@touch $@
 
 # The lanes have the tests' own needs and no extra: what is optional must be left out without harm.
