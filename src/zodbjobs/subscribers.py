@@ -9,6 +9,7 @@ Installers run in the thread that opened the database, in transactions of their
 own; the threaded dispatcher then lives in a thread of its own.
 """
 
+import atexit
 import contextlib
 import importlib
 import importlib.metadata
@@ -206,6 +207,7 @@ class ThreadedDispatcherInstaller(_DispatcherInstaller):
     For a process whose main thread does something else, such as serving WSGI.
     `reactor_factory` makes the reactor (None: the best one for the platform).
     With `signals`, and in the main thread, SIGTERM and SIGINT stop it first.
+    A process that just ends stops it as well.
     """
 
     def __init__(
@@ -230,6 +232,7 @@ class ThreadedDispatcherInstaller(_DispatcherInstaller):
         dispatcher.thread = thread
         if self.signals and threading.current_thread() is threading.main_thread():
             install_signal_handlers(dispatcher)
+        stop_at_exit(dispatcher)
         thread.start()
         return dispatcher
 
@@ -280,6 +283,24 @@ def stop(dispatcher, wait_seconds=None):
     if threading.current_thread() is threading.main_thread():
         restore_signal_handlers(dispatcher)
     return thread is None or not thread.is_alive()
+
+
+#: Dispatchers that run in daemon threads of this process, which would be cut off at its end.
+_to_stop_at_exit = weakref.WeakSet()
+
+
+def stop_at_exit(dispatcher):
+    """See that `dispatcher` is stopped when the process comes to its end by itself."""
+    atexit.unregister(_stop_all)  # registered last it is called first, while databases are open
+    atexit.register(_stop_all)
+    _to_stop_at_exit.add(dispatcher)
+
+
+def _stop_all():
+    for dispatcher in list(_to_stop_at_exit):
+        with contextlib.suppress(ValueError):  # it has been stopped
+            dispatcher.deactivate()  # in this thread: no other one can be started any more
+        stop(dispatcher)
 
 
 def _stop_reactor(reactor):

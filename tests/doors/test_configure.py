@@ -459,6 +459,45 @@ finally:
 """
 
 
+#: A program that comes to its end, or is left by another thread's hand, while a job runs.
+COMES_TO_ITS_END = """
+import atexit, signal, sys, threading, time, ZODB
+from ZODB.FileStorage import FileStorage
+from zodbjobs import Job, NeverRetry, configure
+from zodbjobs.interfaces import KEY
+
+db = ZODB.DB(FileStorage(sys.argv[1]))
+
+@atexit.register
+def look():
+    with db.transaction() as connection:
+        queue = connection.root()[KEY]['']
+        record, = queue.dispatchers.values()
+        jobs = [connection.root()['job'], *queue]
+        print([(j.status, j.attempts, j.interruptions) for j in jobs], record.activated)
+    db.close()
+
+def start():
+    global dispatcher
+    dispatcher = configure.start(db, poll_interval=60, agent_size=1)
+
+if 'thread' in sys.argv[2:]:  # a server that starts its application there has no signals for us
+    starting = threading.Thread(target=start)
+    starting.start()
+    starting.join()
+else:
+    start()
+with db.transaction() as connection:
+    queue = connection.root()[KEY]['']
+    connection.root()['job'] = queue.put(Job(time.sleep, 0.5), retry_policy_factory=NeverRetry)
+    queue.put(Job(len, 'abc'))
+while not dispatcher.getActiveJobIds():
+    time.sleep(0.001)
+if 'exit' in sys.argv[2:]:
+    sys.exit()
+"""
+
+
 def environment():
     return os.environ | {'PYTHONPATH': os.pathsep.join(filter(None, sys.path))}
 
@@ -498,6 +537,14 @@ def test_told_to_end(tmp_path, number, code):
         program.kill()
     assert out == 'completed 1 None False\n', err
     assert program.returncode == code
+
+
+@pytest.mark.processes
+@pytest.mark.parametrize('args', [[], ['exit'], ['thread']], ids=['end', 'exit', 'thread'])
+def test_that_comes_to_its_end(tmp_path, args):
+    """Without any signal: what runs may end, what was claimed is given back."""
+    printed = run(COMES_TO_ITS_END, tmp_path / 'Data.fs', *args)
+    assert printed == ["[('completed', 1, 0), ('pending', 0, 0)] None"]
 
 
 def test_agents_by_hand(site):

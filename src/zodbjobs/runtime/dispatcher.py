@@ -637,7 +637,10 @@ class Dispatcher:
             finally:
                 self.reactor.callFromThread(done.callback, None)
 
-        threading.Thread(target=drain, name='zodbjobs stop', daemon=True).start()
+        try:
+            threading.Thread(target=drain, name='zodbjobs stop', daemon=True).start()
+        except RuntimeError:  # the interpreter is ending, and starts no threads any more
+            drain()
         return done
 
     def _begin_stop(self):
