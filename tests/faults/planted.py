@@ -266,11 +266,31 @@ BUGS = [
     Bug(
         'the dead keep their jobs',
         'model/registry.py',
-        '        for agent in self.values():\n'
-        '            hand_back(agent, interrupted=True)\n'
-        '        announce(DispatcherDeactivated(self))\n',
-        '        announce(DispatcherDeactivated(self))\n',
+        '    for oid, token, job, *_ in agent.entries():\n        agent.retired(oid, token)\n',
+        '    for oid, token, job, *_ in (() if interrupted else agent.entries()):\n'
+        '        agent.retired(oid, token)\n',
         Seeds(0, 100),
+    ),
+    Bug(
+        'what was claimed in the moment of a burial is forgotten',
+        'runtime/chores.py',
+        '                changed |= record.emptied()\n',
+        '                pass\n',
+        'tests/faults/test_found.py',
+    ),
+    Bug(
+        'a restarted ZEO server is taken at its word',
+        'runtime/oids.py',
+        '            self._floor = self._highest\n',
+        '            self._floor = 0\n',
+        'tests/storages/test_oids.py',
+    ),
+    Bug(
+        'a full disk is the failure of a job',
+        'runtime/attempt.py',
+        'trouble.is_disconnected(error) or trouble.is_refused(error, in_commit)',
+        'trouble.is_disconnected(error)',
+        'tests/storages/test_outages.py::test_a_storage_is_read_only_for_a_while',
     ),
     Bug(
         'the living are buried',

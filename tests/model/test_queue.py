@@ -552,3 +552,46 @@ def test_stats_are_plain_values(side, queue):
     assert (stats['waiting'], stats['later'], stats['held'], stats['running']) == (1, 1, 1, 0)
     assert stats['quotas'] == {'images': {'size': 2, 'len': 0}}
     assert (stats['dispatchers'], stats['agents'], stats['closed']) == (1, 1, False)
+
+
+# Clocks ------------------------------------------------------------------------------------
+
+HOUR = 3600
+
+
+def test_a_host_whose_clock_is_behind_takes_what_has_no_date(side, queue, turned):
+    job = queue.put(work)
+    side.commit()
+    turned.advance(-HOUR)
+    assert side.claimed_jobs() == [job]
+
+
+@pytest.mark.parametrize('way', ['died', 'deactivate'])
+@pytest.mark.parametrize('delay', [None, 10])
+def test_what_such_a_host_takes_over_may_begin_at_once(side, queue, turned, way, delay):
+    """It was claimed, so its date had come by somebody's clock."""
+    job = queue.put(work, delay=delay)
+    side.commit()
+    turned.advance(10)
+    assert side.claimed_jobs() == [job]
+    side.commit()
+    turned.advance(-HOUR)
+    getattr(side.record, way)()
+    side.commit()
+    side.record.activate()
+    assert side.claimed_jobs() == [job]
+
+
+def test_such_a_host_lets_go_who_waited(side, queue, turned):
+    first = queue.put(work)
+    second = queue.put(work, depends_on=first)
+    side.commit()
+    assert side.claimed_jobs(2) == [first]
+    side.commit()
+    turned.advance(-HOUR)
+    first.begun(clock.micros(), side.agent._p_oid)
+    first.settled(1)
+    first.finished()
+    queue.release(first.oid)
+    side.commit()
+    assert side.claimed_jobs(2) == [second]

@@ -586,7 +586,7 @@ class Job(WishedJob):
     def _wait_again(self):
         self._status = status.PENDING
         self._waits = self._result = None
-        self.queue.file(self)
+        self.queue.file(self, was_due=True)
 
     def was_interrupted(self):
         """Its worker ended before it did; the policy is asked when it is claimed again."""

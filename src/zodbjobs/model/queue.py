@@ -288,10 +288,11 @@ class Queue(Persistent):
 
     # filing: the entry of a job, in a lane
 
-    def file(self, job, keep=True):
+    def file(self, job, keep=True, was_due=False):
         """Leave the entry of a pending job in a lane, under a new token.
 
-        `keep`: it keeps its place among the jobs of its date.
+        `keep`: it keeps its place among the jobs of its date.  `was_due`: it was
+        claimed, so its date had come, whatever the clock of this host says.
         """
         base = job._due if self.settings.order == 'due' else job._put
         us = job._token >> TIE_BITS
@@ -300,7 +301,7 @@ class Queue(Persistent):
         group = group_of(job)
         blocked = (job._depends_on or job._after) and job.blockers()
         deadline = 0 if job._begin_by is None or job._attempts else job._due + job._begin_by
-        due = job._due if job._due > clock.micros() else 0
+        due = 0 if was_due or job._due <= clock.micros() else job._due
         self._leave(job, us, DEPENDS if blocked else due, group, deadline)
 
     def file_urgently(self, job, due=0):
@@ -564,7 +565,8 @@ class Queue(Persistent):
             waiting[job.oid] = (token, job, self)
             return
         group = group_of(job)
-        self.ready.file(Entry(token, job._due, group, job), clock.micros())
+        due = 0 if job._due == job._put else job._due  # without a date there is no clock to ask
+        self.ready.file(Entry(token, due, group, job), clock.micros())
 
     def settle_count(self):
         """Forget withdrawn filings that a crash left in the count, when there can be none."""
