@@ -74,8 +74,9 @@ VARIETY = {
 LONGEST_END_SECONDS = 1800
 #: Virtual seconds without anything to do, in which nothing may be written.
 IDLE_SECONDS = 60
-#: After so many more the dates of all begin_by have passed; dispatchers forget them then.
-LATE_SECONDS = 30
+#: After so many more the dates of all begin_by have passed, which dispatchers forget then, and
+#: chunks that nobody needs any more are closed.
+LATE_SECONDS = intake.GRACE_SECONDS + 30
 #: Turns without any time passing: more than any run needs.
 MOST_TURNS = 2_000
 

@@ -239,6 +239,14 @@ class TurnWitness:
         self.kind = kind
         self.place = process.name
         self.needs_lease = kind == LEASE
+        self.show()
+
+    def show(self):
+        self.process.shown = clock.monotonic()
+
+    def silence(self, uuid, place):
+        holder = None if self.kind == LEASE else self.process.world.living.get(uuid)
+        return None if holder is None else clock.monotonic() - holder.shown
 
     def acquire(self):
         living, mine = self.process.world.living, self.process

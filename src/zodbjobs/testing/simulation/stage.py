@@ -91,6 +91,11 @@ class Actor:
         return not self.process.is_paused and (self._ready is None or self._ready())
 
     @property
+    def ident(self):
+        """As of a threading.Thread."""
+        return id(self)
+
+    @property
     def assignment(self):
         """What it works on (an Assignment), or None."""
         return None if self.worker is None else self.worker.assignment
