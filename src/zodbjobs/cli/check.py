@@ -3,7 +3,7 @@
 Runs in the main thread; nothing is stored.
 """
 
-from zodbjobs.cli.output import positive, print_json, say
+from zodbjobs.cli.output import positive, print_json
 from zodbjobs.cli.see import Command, answer
 from zodbjobs.cli.tables import print_table
 
@@ -88,9 +88,9 @@ def _lint(args):
         if found['problems']:
             print_table(columns, found['problems'])
         count = len(found['problems'])
-        say(f'{count} of {found["looked_at"]} waiting jobs could not be run with this code')
+        print(f'{count} of {found["looked_at"]} waiting jobs could not be run with this code')
         if not found['is_all']:
-            say('there may be more: --look N looks at more')
+            print('there may be more: --look N looks at more')
     return SICK if found['problems'] else HEALTHY
 
 

@@ -79,6 +79,7 @@ def add_arguments(parser):
     add('--max-memory', type=size, metavar='SIZE', help='... when it holds so much, as in 500M')
     add('--max-age', type=age, metavar='AGE', help='... when it is so old, as in 90s, 30m, 12h, 1d')
     add('--monitor', metavar='WHERE', help='off, or PORT or HOST:PORT, to be asked by TCP as well')
+    add('--log-format', choices=('text', 'json'), default='text', help='default: text')
     add('--metrics', metavar='WHERE', help='serve metrics for Prometheus at PORT or HOST:PORT')
     add('--pack-every', type=age, metavar='AGE', help='pack the database so often, as in 24h')
     add('--pack-keep', type=age, metavar='AGE', default=86400, help='... keeping so much (1d)')
@@ -125,11 +126,9 @@ def named_uri(text):
 
 def main(args):
     """See `zodbjobs.cli.main`."""
-    log_format = LOG_FORMAT
-    if args.supervised:
-        log_format = LOG_FORMAT.replace(' ', f' worker {args.supervised} ', 1)
-    logging.basicConfig(stream=sys.stderr, format=log_format)
+    logging.basicConfig(stream=sys.stderr)
     for output in logging.getLogger().handlers:
+        output.setFormatter(formatter(args))
         output.addFilter(is_news)
     logging.getLogger('zodbjobs').setLevel(logging.INFO)
     check(args)
@@ -218,6 +217,16 @@ def served_metrics(dispatchers, args):
         return serve_metrics(dispatchers, (host, port))
     except (OSError, ValueError, OverflowError) as error:
         raise CommandError(f'--metrics {args.metrics}: {error}', WRONGLY_ASKED) from None
+
+
+def formatter(args):
+    """How lines of the log are written."""
+    from zodbjobs.monitor.logs import JobFormatter, JSONFormatter
+
+    if args.log_format == 'json':
+        return JSONFormatter()
+    worker = f' worker {args.supervised} ' if args.supervised else ' '
+    return JobFormatter(LOG_FORMAT.replace(' ', worker, 1))
 
 
 def check(args):
@@ -350,7 +359,7 @@ def supervise(args):
     options = [*uris, *given('--queue', args.queue), *given('--channel', args.channel)]
     options += [*given('--path', args.path), *given('--zodb', zodb)]
     options += given('--zcml', args.zcml and [args.zcml])
-    for name in ('threads', 'poll_interval', 'grace', 'deployment', 'metrics'):
+    for name in ('threads', 'poll_interval', 'grace', 'deployment', 'metrics', 'log_format'):
         value = getattr(args, name)
         options += given(f'--{name.replace("_", "-")}', [] if value is None else [value])
     for name in ('pack_every', 'pack_keep'):

@@ -64,6 +64,7 @@ STATE = {
     '_overran': 40,
     '_number': 41,
     '_deeds': 42,
+    '_trace': 43,
 }
 
 NAMES = {number: name for name, number in STATE.items()}
@@ -119,6 +120,7 @@ class JobRecord(Persistent):
     _lease = None
     _time_limit = None
     _overran = False
+    _trace = None
     _number = None
     _deeds = ()
 

@@ -12,7 +12,7 @@ import threading
 import transaction
 
 from zodbjobs import clock
-from zodbjobs.runtime import trouble
+from zodbjobs.runtime import joblog, trouble
 
 log = logging.getLogger('zodbjobs.events')
 
@@ -26,6 +26,16 @@ SHORTEST_POLL_SECONDS = 0.01
 ATTEMPTS = 20
 
 _END = object()
+
+
+class _Added:
+    """Lines that are added to those an annotation has."""
+
+    def __init__(self, lines):
+        self.lines = lines
+
+    def to(self, former):
+        return joblog.added(former, self.lines)
 
 
 class Surroundings:
@@ -83,6 +93,10 @@ class Notebook:
                 self._thread.start()
         self._inbox.put((address, name, value))
 
+    def add_to(self, address, name, lines):
+        """Add lines to the annotation of that name, which is a tuple of the latest ones."""
+        self.write(address, name, _Added(lines))
+
     def write_progress(self, address, progress):
         with self._guard:
             waits = address in self._latest
@@ -132,7 +146,8 @@ class Notebook:
         for attempt in range(ATTEMPTS):
             connection = self._dispatcher.db.open(manager)
             try:
-                _job_at(connection, address).annotations[name] = value
+                notes = _job_at(connection, address).annotations
+                notes[name] = value.to(notes.get(name)) if isinstance(value, _Added) else value
                 manager.commit()
                 return
             except Exception as error:

@@ -40,7 +40,7 @@ from zodbjobs.model import retry
 from zodbjobs.model.call import check_storable
 from zodbjobs.model.failure import Failure, is_failure
 from zodbjobs.model.job import WAITS_FOR_DEFERRED, WAITS_FOR_JOB, Job
-from zodbjobs.runtime import ride, trouble
+from zodbjobs.runtime import ride, tracing, trouble
 from zodbjobs.runtime.hook import Hook
 
 log = logging.getLogger('zodbjobs.events')
@@ -273,7 +273,9 @@ class Attempt:
         hook = Hook(job.hooked)
         try:
             hook.set_up()
-            self.settle(job, work(job))
+            with tracing.span(job):
+                value = work(job)
+            self.settle(job, value)
         except _Over:
             raise
         except BaseException:

@@ -22,7 +22,7 @@ from zodbjobs import clock, local, status
 from zodbjobs.interfaces import JobCompleted, JobStarted
 from zodbjobs.model.call import check_storable
 from zodbjobs.model.job import Job
-from zodbjobs.runtime import ride
+from zodbjobs.runtime import ride, tracing
 from zodbjobs.runtime.attempt import FINISHED, Attempt, Report, shown
 
 trace = logging.getLogger('zodbjobs.trace')
@@ -90,7 +90,8 @@ class Together:
         former = local.enter(job, self.worker.surroundings, lambda: False)
         try:
             notify(JobStarted(job))
-            value = job.run(job.call_args())
+            with tracing.span(job):
+                value = job.run(job.call_args())
             if isinstance(value, Job) or Attempt._is_later(value):
                 raise TypeError('it returned something for later')
             check_storable(value, job._p_jar, 'the result', homes=False)

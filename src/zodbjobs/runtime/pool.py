@@ -21,10 +21,12 @@ from twisted.internet.defer import Deferred
 
 from zodbjobs import clock
 from zodbjobs.model.failure import is_failure
-from zodbjobs.runtime.attempt import DEFERRED, Attempt, Raised
+from zodbjobs.runtime import joblog
+from zodbjobs.runtime.attempt import DEFERRED, FINISHED, Attempt, Raised
 from zodbjobs.runtime.coalesce import Together
 
 log = logging.getLogger('zodbjobs.events')
+trace = logging.getLogger('zodbjobs.trace')
 
 _END = object()
 
@@ -55,6 +57,7 @@ class Worker:
         self.agent_oid = pool.agent_oid
         self.statistics = pool.dispatcher.statistics
         self.thread = threading.current_thread()
+        joblog.install()
         self.transaction_manager = transaction.manager
         self._connection = None
         self.assignment = None  # what it works on
@@ -87,11 +90,20 @@ class Worker:
         else:
             report = Attempt(self, assignment).resume_with(resume[0])
         self.assignment = None
+        self._keep_log(report)
         self.dispatcher.reported(report)
         if report.kind == DEFERRED and self._soft_at is not None:
             seconds = max(0, self._soft_at - clock.monotonic())
             self.dispatcher.call_later(seconds, self.dispatcher.ask_to_stop, assignment)
         return report.kind == DEFERRED
+
+    def _keep_log(self, report):
+        """Keep what the job's code has logged beside the job, if that may be of use."""
+        about = joblog.end()
+        lines = about.kept(report.kind == FINISHED and not report.failed) if about.lines else ()
+        if lines and report.result_ttl != 0:
+            address = report.assignment.oid, report.assignment.database
+            self.dispatcher.notebook.add_to(address, joblog.ANNOTATION, lines)
 
     def _do_together(self, assignment):
         """Do this job and further ones in one transaction; those that cannot be done so wait."""
@@ -99,12 +111,15 @@ class Worker:
         reports, alone = Together(self, assignment, pool.take_ahead, pool.coalesce).make()
         pool.measured((clock.monotonic() - started) / (len(reports) + len(alone)))
         self.assignment = None
+        joblog.end()
         pool.begin_alone(alone)
         for report in reports:
             self.dispatcher.reported(report)
 
     def has_begun(self, assignment, job):
-        """Tell the statistics that a job runs in this thread."""
+        """Tell the statistics, and the log, that a job runs in this thread."""
+        joblog.begin(assignment, job._attempts + 1)
+        trace.info('%s begins: %r', joblog.current(), job)
         self.statistics.started(
             assignment.job_id, repr(job), self.thread.ident, job._due, job._interrupted
         )

@@ -27,7 +27,7 @@ import zope.event
 import zope.interface
 from ZODB.interfaces import IStorageWrapper
 
-from zodbjobs.runtime import storages, trouble
+from zodbjobs.runtime import storages, tracing, trouble
 from zodbjobs.runtime.oids import give_ids_once
 
 log = logging.getLogger('zodbjobs.wakeup')
@@ -120,6 +120,9 @@ def job_added(event):
     """Subscriber: ring for an event that says so by ``event.rings``, in ``event.connection``."""
     if getattr(event, 'rings', None) and event.connection is not None:
         ring_after_commit(event.connection)
+        job = event.object
+        if getattr(job, '_attempts', None) == 0:
+            tracing.carry(job)
 
 
 def install():

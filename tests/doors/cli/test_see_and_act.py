@@ -205,7 +205,7 @@ def test_examinations(capsys, path):
     name, globals()['vanishing'] = vanishing, None
     try:
         code, out, err = asked(capsys, 'lint', path)
-        assert code == 1 and 'vanishing' in out and '1 of 3 waiting jobs' in err
+        assert code == 1 and 'vanishing' in out and '1 of 3 waiting jobs' in out
         del globals()['vanishing']
         assert 'vanishing' in asked(capsys, 'lint', path)[1]
     finally:
