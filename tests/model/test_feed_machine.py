@@ -10,7 +10,12 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, pr
 from zodbjobs import Feeds
 from zodbjobs.model import lanes, log, merging, sortedfeed
 
-SMALL = {(lanes, 'CHUNK_ENTRIES'): 3, (merging, 'NODE_ENTRIES'): 3, (sortedfeed, 'LONG_KEY'): 20}
+SMALL = {
+    (lanes, 'CHUNK_ENTRIES'): 3,
+    (merging, 'NODE_ENTRIES'): 3,
+    (merging, 'ROOT_ENTRIES'): 4,
+    (sortedfeed, 'LONG_KEY'): 20,
+}
 
 INDEX = st.integers(0, 1000)
 ITEMS = st.integers() | st.text(max_size=5)

@@ -19,11 +19,12 @@ class TreeMachine(RuleBasedStateMachine):
 
     def __init__(self):
         super().__init__()
-        self.former, merging.NODE_ENTRIES = merging.NODE_ENTRIES, 3
+        self.former = merging.NODE_ENTRIES, merging.ROOT_ENTRIES
+        merging.NODE_ENTRIES, merging.ROOT_ENTRIES = 3, 5
         self.tree, self.model = MergingTree(), {}
 
     def teardown(self):
-        merging.NODE_ENTRIES = self.former
+        merging.NODE_ENTRIES, merging.ROOT_ENTRIES = self.former
 
     @rule(keys=st.lists(KEYS, max_size=12), value=st.integers())
     def insert(self, keys, value):
@@ -60,7 +61,7 @@ class TreeMachine(RuleBasedStateMachine):
         assert len(self.tree) == len(keys)
         assert self.tree.first() == (keys[0] if keys else None)
         assert self.tree.last() == (keys[-1] if keys else None)
-        assert all(len(leaf) <= 4 for leaf in merging._leaves(self.tree.root))
+        assert all(len(leaf) <= 6 for leaf in merging._leaves(self.tree.root))
         if not keys:
             assert dict(self.tree.root) == {LOW: None}, 'an empty tree keeps nothing'
 
@@ -150,6 +151,24 @@ def test_a_leaf_that_became_empty_takes_no_late_insert(trees):
     assert seen[doomed[0] + 'x'] == 'late' and list(seen) == sorted(seen)
 
 
+def test_what_grows_at_an_end_splits_rarely_and_keeps_its_leaves_full():
+    up, down = MergingTree(), MergingTree()
+    for number in range(2000):
+        up[f'{number:04}'] = down[f'{9999 - number}'] = number
+    for tree in (up, down):
+        leaves = [len(leaf) - 1 for leaf in merging._leaves(tree.root)]
+        assert len(leaves) < 2000 / 24 and max(leaves) <= merging.NODE_ENTRIES
+
+
+def test_a_small_tree_never_splits(house):
+    tree = MergingTree()
+    for number in range(merging.ROOT_ENTRIES):
+        tree[str(number)] = number
+    assert tree.root[LOW] is None
+    tree['x'] = 1
+    assert 3 <= len(list(merging._leaves(tree.root))) <= 4
+
+
 def test_equal_keys_conflict(trees):
     (first, second, _), sides = trees
     first['new'] = 1
@@ -165,6 +184,7 @@ def test_whatever_two_do_at_the_same_time_nothing_is_lost(house, seed, monkeypat
     import random
 
     monkeypatch.setattr(merging, 'NODE_ENTRIES', 3)
+    monkeypatch.setattr(merging, 'ROOT_ENTRIES', 5)
     chance = random.Random(seed)
     first, second, third = house.first, house.side(), house.side()
     first.root['tree'] = MergingTree()

@@ -25,6 +25,9 @@ LOW = ''
 #: entry; the smaller the leaves, the more often one is split.
 NODE_ENTRIES = 32
 
+#: A tree of so many entries is one leaf: small collections never split.
+ROOT_ENTRIES = 64
+
 
 class MergingTree(Persistent):
     """{text that is not empty: value}.  This record is written when the tree grows a level.
@@ -118,8 +121,8 @@ class MergingTree(Persistent):
             raise TypeError(f'a key is a text that is not empty, not {key!r}')
         path, leaf = self._leaf(key)
         leaf[key] = value
-        if length_of(leaf) > NODE_ENTRIES + 1:
-            self._split(path, leaf)
+        if length_of(leaf) > (NODE_ENTRIES if path else max(NODE_ENTRIES, ROOT_ENTRIES)) + 1:
+            self._split(path, leaf, key)
 
     def pop(self, key):
         """Remove `key` and return its value.  KeyError if it is not here."""
@@ -132,24 +135,29 @@ class MergingTree(Persistent):
     def __delitem__(self, key):
         self.pop(key)
 
-    def _split(self, path, node):
-        entries = list(node.items())
-        middle = len(entries) // 2
-        name = entries[middle][0]
-        lower, upper = entries[1:middle], entries[middle:]
-        if node[LOW] is None:
-            halves = _new_node(lower), _new_node(upper)
-        else:
-            halves = _new_node(lower, node[LOW]), _new_node(upper[1:], upper[0][1])
+    def _split(self, path, node, key):
+        """Put nodes in the place of `node`, which has become too large by `key`."""
+        entries = list(node.items())[1:]
+        first = node[LOW]
         node.clear()
-        entries = [(moment(), half) for half in halves]
+        new = []  # [(name, node)]
+        for piece in _pieces(entries, key):
+            name = piece[0][0] if new else LOW
+            if first is None:
+                new.append((name, _new_node(piece)))
+            elif not new:
+                new.append((name, _new_node(piece, first)))
+            else:
+                new.append((name, _new_node(piece[1:], piece[0][1])))
+        new = [(name, (moment(), child)) for name, child in new]
         if not path:
-            self.root = _new_node([(name, entries[1])], entries[0])
+            self.root = _new_node(new[1:], new[0][1])
             return
         parent, low = path.pop()
-        parent[low], parent[name] = entries
+        parent[low] = new[0][1]
+        parent.update(new[1:])
         if length_of(parent) > NODE_ENTRIES + 1:
-            self._split(path, parent)
+            self._split(path, parent, key)
 
     def _drop(self, path, node):
         """Take `node`, which is empty, away, and what is empty above it."""
@@ -166,6 +174,23 @@ class MergingTree(Persistent):
         if node[LOW] is not None:
             _close(node)
             self.root = _new_node([])
+
+
+def _pieces(entries, key):
+    """`entries` in pieces, for a node each.
+
+    What grows at an end goes on to do so: then the full piece stays nearly full, and
+    a node is split, which is when writers meet, only half as often.
+    """
+    room = NODE_ENTRIES // 8 + 1
+    if len(entries) <= NODE_ENTRIES + 1 and entries[-1][0] == key:
+        cuts = [len(entries) - room]
+    elif len(entries) <= NODE_ENTRIES + 1 and entries[0][0] == key:
+        cuts = [room]
+    else:
+        count = max(2, len(entries) // (NODE_ENTRIES // 2 + 1))
+        cuts = [len(entries) * n // count for n in range(1, count)]
+    return [entries[low:high] for low, high in zip([0, *cuts], [*cuts, None], strict=True)]
 
 
 def _new_node(entries, first=None):

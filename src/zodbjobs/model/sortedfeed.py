@@ -35,7 +35,7 @@ class SortedFeed(ToldFeed):
 
     def __init__(self, feeds, name):
         super().__init__(feeds, name)
-        self.index = MergingTree()  # {id: (moment, key in order, Item)}
+        self.index = MergingTree()  # {id, turned: (moment, key in order, Item)}
         self.order = MergingTree()  # {key: id}
 
     # put
@@ -73,13 +73,13 @@ class SortedFeed(ToldFeed):
         key = self._entry(id)[1]
         check_storable(item, jar, 'the item')
         record = Item(str(id), item)
-        self.index[record.id] = (moment(), key, record)
+        self.index[_turned(record.id)] = (moment(), key, record)
         self._tell('edit', record)
 
     def retract(self, id):
         self._live()
         _, key, record = self._entry(id)
-        del self.index[record.id]
+        del self.index[_turned(record.id)]
         del self.order[key]
         self._tell('retract', Item(record.id))
 
@@ -107,14 +107,14 @@ class SortedFeed(ToldFeed):
     # places
 
     def _entry(self, id):
-        found = self.index.get(str(id))
+        found = self.index.get(_turned(id))
         if found is None:
             raise LookupError(f'feed {self.name!r} has no item {id!r}')
         return found
 
     def _place(self, id, key, record):
         self.order[key] = id
-        self.index[id] = (moment(), key, record)
+        self.index[_turned(id)] = (moment(), key, record)
         if len(key) > LONG_KEY:
             self._spread(key)
 
@@ -164,7 +164,7 @@ class SortedFeed(ToldFeed):
         ids = [self.order.pop(old) for old in keys]
         for id, fresh in zip(ids, new, strict=True):
             self.order[fresh] = id
-            self.index[id] = (moment(), fresh, self.index[id][2])
+            self.index[_turned(id)] = (moment(), fresh, self._entry(id)[2])
 
     def _far(self, step, key, count):
         """The key so many steps away, '' beyond the end."""
@@ -180,20 +180,25 @@ class SortedFeed(ToldFeed):
         return list(self.order.values())
 
     def get_item(self, id):
-        found = self.index.get(str(id))
+        found = self.index.get(_turned(id))
         return None if found is None else found[2].value
 
     def get_items(self):
-        items = {id: item for id, (_, _, item) in self.index.items()}
+        items = {item.id: item for _, _, item in self.index.values()}
         return {id: items[id].value for id in self.order.values()}
 
     get_all = get_items
 
     def __contains__(self, id):
-        return isinstance(id, (str, int)) and str(id) in self.index
+        return isinstance(id, (str, int)) and _turned(id) in self.index
 
     def __iter__(self):
         return iter(self.get_ids())
 
     def __len__(self):
         return len(self.index)
+
+
+def _turned(id):
+    """The key of an id in the index: ids grow, and would all meet at its end."""
+    return str(id)[::-1]
