@@ -11,6 +11,7 @@ from benchmarks import (
     backlog,
     commits,
     conflicts,
+    feeds,
     latency,
     memory,
     monitor,
@@ -35,6 +36,7 @@ PARTS = {
     'size': size.measure,
     'conflicts': conflicts.measure,
     'memory': memory.measure,
+    'feeds': feeds.measure,
 }
 
 

@@ -54,6 +54,8 @@ class Scale:
     produce_seconds: float = 2.5
     open_seconds: float = 0.2
     worker_jobs: int = 2_000
+    #: Items of a feed, and of a sorted one.
+    feed_items: int = 20_000
 
 
 PATIENCE = 4
@@ -86,6 +88,7 @@ FULL = Scale(
     lives=10_000,
     produce_seconds=8,
     worker_jobs=40_000,
+    feed_items=100_000,
 )
 
 #: To see that it runs.
@@ -114,4 +117,5 @@ TINY = Scale(
     produce_seconds=0.05,
     open_seconds=0.02,
     worker_jobs=8,
+    feed_items=40,
 )

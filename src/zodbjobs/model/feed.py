@@ -33,9 +33,10 @@ from zodbjobs.interfaces import (
 from zodbjobs.model.call import check_storable, stored_form
 from zodbjobs.model.intake import lane_number
 from zodbjobs.model.job import Job
-from zodbjobs.model.lanes import Lanes, lane_of, moment
+from zodbjobs.model.lanes import Lanes, lane_of
 from zodbjobs.model.log import KEEP_COUNT, Item, Log
 from zodbjobs.model.merging import MergingTree
+from zodbjobs.model.moments import moment
 from zodbjobs.model.queue import Queue
 from zodbjobs.model.reservations import reserve
 

@@ -19,10 +19,11 @@ from zodbjobs.facts import ClaimedItem, Finished
 from zodbjobs.interfaces import ClaimLost, FeedChanged, IJobFeed
 from zodbjobs.model.call import check_storable
 from zodbjobs.model.feed import ToldFeed, check_seconds
-from zodbjobs.model.lanes import Lanes, moment
+from zodbjobs.model.lanes import Lanes
 from zodbjobs.model.log import Item
 from zodbjobs.model.merging import MergingTree
 from zodbjobs.model.messagequeue import first_free
+from zodbjobs.model.moments import moment
 
 AVAILABLE, CLAIMED, STALLED, FINISHED = 'available', 'claimed', 'stalled', 'finished'
 

@@ -2,8 +2,8 @@
 
 As in `intake`, every bucket is a stock one that stands alone and merges
 concurrent inserts and deletes of different keys, so who adds meets nobody.  Here
-one directory holds the chunks of all lanes, and a lane begins when somebody
-first adds there: a small collection costs two records.
+one directory holds the chunks of all lanes, however many there come to be, and a
+lane begins when somebody first adds there: a small collection costs few records.
 
 An entry's key is a `moment`: when it was added, in microseconds, and some bits
 that tell apart what is added at the same time.
@@ -14,28 +14,13 @@ and adds to that very chunk, gets a ConflictError and loses nothing.
 """
 
 import heapq
-import itertools
-import random
 
 from persistent import Persistent
 
 from zodbjobs import clock
-from zodbjobs.model.intake import (
-    LANES,
-    SENTINEL,
-    entries_of,
-    lane_number,
-    new_bucket,
-    size_of,
-)
-
-#: Bits of a moment that are not time.
-TIE_BITS = 10
-_TIES = (1 << TIE_BITS) - 1
-
-#: Two calls of one process in the same microsecond are kept in order by moving the
-#: later one on, at most so far: beyond that the clock was set back.
-DRIFT = clock.SECOND
+from zodbjobs.model.intake import LANES, entries_of, lane_number, new_bucket, size_of
+from zodbjobs.model.merging import LOW, MergingTree
+from zodbjobs.model.moments import micros_of
 
 #: Bits of a chunk's place in the directory that are the time of its opening.
 TIME_BITS = 59
@@ -46,35 +31,11 @@ CHUNK_ENTRIES = 32
 #: So long after its successor was opened an empty chunk may be closed.
 LINGER_SECONDS = 10
 
-#: Of more chunks than these only the newest of each lane are watched for sure.
-WATCHED_CHUNKS = 128
+#: So many chunks of each lane are watched, the newest ones.
+WATCHED_CHUNKS = 16
 
 #: A lane in which something was added so recently has somebody who looks after it.
 BUSY_SECONDS = 1
-
-
-class Moments:
-    """The time as a growing number, never the same one twice."""
-
-    def __init__(self):
-        self._latest = 0
-        self._ties = itertools.count(random.getrandbits(TIE_BITS))
-
-    def __call__(self):
-        now = clock.micros()
-        if self._latest >= now > self._latest - DRIFT:
-            now = self._latest + 1
-        self._latest = now
-        return now << TIE_BITS | next(self._ties) & _TIES
-
-
-#: ``moment()``: now, as a key.  Ties of several threads are told apart by the low bits.
-moment = Moments()
-
-
-def micros_of(key):
-    """The microseconds of a moment."""
-    return key >> TIE_BITS
 
 
 class Lanes(Persistent):
@@ -82,8 +43,7 @@ class Lanes(Persistent):
 
     def __init__(self):
         #: {place: chunk}; the place is the lane and the time of opening in microseconds.
-        #: Below zero stand the marks: {-1 - lane: number}.
-        self.directory = new_bucket()
+        self.directory = MergingTree()
 
     # add and remove
 
@@ -91,18 +51,18 @@ class Lanes(Persistent):
         """Add `value` under `key`, a moment; returns (place, whether a chunk was opened)."""
         lane = lane_number(jar)
         place = self._newest(lane)
-        opened = place is None or size_of(self.directory[place]) >= CHUNK_ENTRIES
+        chunk = None if place is None else self.chunk(place)
+        opened = chunk is None or size_of(chunk) >= CHUNK_ENTRIES
         if opened:
-            first = max(lane << TIME_BITS | micros_of(key), 0 if place is None else place + 1)
             self._tidy(lane)
-            place = first
-            self.directory[place] = new_bucket()
-        self.directory[place][key] = value
+            place = max(lane << TIME_BITS | micros_of(key), 0 if place is None else place + 1)
+            chunk = self.directory[_name_of(place)] = new_bucket()
+        chunk[key] = value
         return place, opened
 
     def remove(self, place, key):
         """Remove the entry `key` of the chunk at `place`; returns its value.  KeyError."""
-        chunk = self.directory[place]
+        chunk = self.chunk(place)
         value = chunk.pop(key)
         if not size_of(chunk) and self.is_superseded(place, clock.micros()):
             self.close(place)
@@ -110,49 +70,59 @@ class Lanes(Persistent):
 
     def close(self, place):
         """Take a chunk out of use; who adds to it in a transaction under way conflicts."""
-        self.directory.pop(place).clear()
+        self.directory.pop(_name_of(place)).clear()
 
     def close_all(self):
         """Take everything out of use: nothing can be added any more."""
-        for place in self.places():
-            self.directory[place].clear()
-        self.directory.clear()
+        for chunk in self.directory.values():
+            chunk.clear()
+        self.directory.close()
 
     def _tidy(self, lane):
+        """Close the empty chunks at the beginning of a lane."""
         now = clock.micros()
         for place in self.places(lane):
-            if not size_of(self.directory[place]) and self.is_superseded(place, now):
-                self.close(place)
+            if size_of(self.chunk(place)) or not self.is_superseded(place, now):
+                return
+            self.close(place)
 
     # look
 
+    def chunk(self, place):
+        return self.directory[_name_of(place)]
+
     def places(self, lane=None):
-        """The places of all chunks, or of those of a lane, the oldest of a lane first."""
-        low, high = (0, None) if lane is None else (lane << TIME_BITS, (lane + 1) << TIME_BITS)
-        return list(self.directory.keys(low, high, excludemax=high is not None))
+        """Yield the places of all chunks, or of those of a lane, the oldest of a lane first."""
+        name = None if lane is None else _name_of((lane << TIME_BITS) - 1) if lane else LOW
+        while (name := self.directory.next_key(name or LOW)) is not None:
+            place = int(name, 16)
+            if lane is not None and lane_of(place) != lane:
+                return
+            yield place
 
     def _newest(self, lane):
-        places = self.directory.keys(lane << TIME_BITS, (lane + 1) << TIME_BITS, excludemax=True)
-        return places[-1] if places else None
+        name = self.directory.previous_key(_name_of((lane + 1) << TIME_BITS))
+        if name is None or lane_of(int(name, 16)) != lane:
+            return None
+        return int(name, 16)
 
     def is_superseded(self, place, now, seconds=LINGER_SECONDS):
         """Whether the lane has had a newer chunk for so many seconds."""
-        lane = place >> TIME_BITS
-        for newer in self.directory.keys(place, (lane + 1) << TIME_BITS, True, True):
-            return opening(newer) + seconds * clock.SECOND <= now
-        return False
+        name = self.directory.next_key(_name_of(place))
+        if name is None or lane_of(int(name, 16)) != lane_of(place):
+            return False
+        return opening(int(name, 16)) + seconds * clock.SECOND <= now
 
     def is_busy(self, lane, now):
         """Whether somebody added to this lane a moment ago."""
         place = self._newest(lane)
-        if place is None or not size_of(self.directory[place]):
+        if place is None or not size_of(self.chunk(place)):
             return False
-        newest = self.directory[place].maxKey()
-        return micros_of(newest) > now - BUSY_SECONDS * clock.SECOND
+        return micros_of(self.chunk(place).maxKey()) > now - BUSY_SECONDS * clock.SECOND
 
     def chunks(self):
         """[(place, chunk)], each one loaded."""
-        found = [(place, self.directory[place]) for place in self.places()]
+        found = [(int(name, 16), chunk) for name, chunk in self.directory.items()]
         for _, chunk in found:
             chunk._p_activate()
         return found
@@ -171,8 +141,8 @@ class Lanes(Persistent):
 
     def walk(self):
         """Yield (key, place, value), the oldest first, loading no more chunks than it must."""
-        lanes = {place >> TIME_BITS for place in self.places()}
-        return heapq.merge(*map(self._walk_lane, sorted(lanes)), key=_key)
+        lanes = [lane for lane in range(LANES) if self._newest(lane) is not None]
+        return heapq.merge(*map(self._walk_lane, lanes), key=_key)
 
     def _walk_lane(self, lane):
         """Yield the entries of a lane in order.
@@ -184,24 +154,16 @@ class Lanes(Persistent):
         for place in self.places(lane):
             while waiting and micros_of(waiting[0][0]) < opening(place):
                 yield heapq.heappop(waiting)
-            for key, value in entries_of(self.directory[place]):
+            for key, value in entries_of(self.chunk(place)):
                 heapq.heappush(waiting, (key, place, value))
         while waiting:
             yield heapq.heappop(waiting)
 
     def __len__(self):
-        return sum(size_of(self.directory[place]) for place in self.places())
+        return sum(size_of(chunk) for chunk in self.directory.values())
 
     def __bool__(self):
         return True
-
-    # marks: a number that each lane may keep
-
-    def mark(self, lane, number):
-        self.directory[-1 - lane] = number
-
-    def marks(self):
-        return list(self.directory.values(-LANES, 0, excludemax=True))
 
     # watching
 
@@ -211,13 +173,24 @@ class Lanes(Persistent):
         Also of chunks that have a successor: a transaction that began before that
         still adds to them.
         """
-        found = {self.directory._p_oid}
-        found.update(self.directory[place]._p_oid for place in self.places()[-WATCHED_CHUNKS:])
+        found = {self._p_oid, self.directory._p_oid}
         for lane in range(LANES):
-            newest = self._newest(lane)
-            if newest is not None:
-                found.add(self.directory[newest]._p_oid)
+            end = _name_of((lane + 1) << TIME_BITS)
+            found.update(node._p_oid for node in self.directory.nodes(end))
+            place = self._newest(lane)
+            for _ in range(WATCHED_CHUNKS):
+                if place is None:
+                    break
+                found.add(self.chunk(place)._p_oid)
+                place = self._before(place)
         return found
+
+    def _before(self, place):
+        """The place before it in its lane, or None."""
+        name = self.directory.previous_key(_name_of(place))
+        if name is None or lane_of(int(name, 16)) != lane_of(place):
+            return None
+        return int(name, 16)
 
 
 def opening(place):
@@ -230,8 +203,10 @@ def lane_of(place):
     return place >> TIME_BITS
 
 
+def _name_of(place):
+    """The key of a place in the directory."""
+    return f'{place:016x}'
+
+
 def _key(entry):
     return entry[0]
-
-
-assert SENTINEL < -LANES

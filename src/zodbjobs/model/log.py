@@ -17,8 +17,9 @@ from persistent import Persistent
 
 from zodbjobs import clock
 from zodbjobs.interfaces import NoticesGone
-from zodbjobs.model.intake import entries_of, lane_number, size_of
-from zodbjobs.model.lanes import Lanes, lane_of, moment, opening
+from zodbjobs.model.intake import LANES, entries_of, lane_number, new_bucket, size_of
+from zodbjobs.model.lanes import Lanes, opening
+from zodbjobs.model.moments import moment
 
 #: How many notices of a feed are kept at least, unless its `notices` say otherwise.
 KEEP_COUNT = 1000
@@ -53,6 +54,7 @@ class Log(Persistent):
 
     def __init__(self):
         self.lanes = Lanes()
+        self.marks = new_bucket()  # {lane: the number up to which it dropped notices}
 
     def add(self, jar, kind, item, extra=None, keep=KEEP_COUNT):
         """Note that `kind` happened to `item`, an Item that is new in this transaction.
@@ -85,7 +87,7 @@ class Log(Persistent):
 
     def dropped(self):
         """The number up to which notices may be missing, 0 at first."""
-        return max(self.lanes.marks(), default=0)
+        return max((number for _, number in entries_of(self.marks)), default=0)
 
     def last_number(self):
         """The number that stands for all that this connection can see now."""
@@ -99,23 +101,34 @@ class Log(Persistent):
         return found
 
     def _trim(self, lane, keep, now):
-        chunks = self.lanes.chunks()
-        total = sum(size_of(chunk) for _, chunk in chunks)
+        """Drop chunks, the oldest first, that are old enough and too many; called in `lane`."""
+        places = [place for each in range(LANES) for place in self._old_places(each, lane, now)]
+        if not places:
+            return  # as a rule, without a look at all of them
+        total = len(self.lanes)
+        chunks = [(place, self.lanes.chunk(place)) for place in places]
         for place, chunk in sorted(chunks, key=lambda pair: pair[1]._p_serial):
             total -= size_of(chunk)
             if total < keep:
                 return
-            if chunk._p_serial == _NO_TID or not self._may_drop(place, lane, now):
-                total += size_of(chunk)
-                continue
             newest = numbered([entry for _, entry in entries_of(chunk)], 0)[-1][0]
-            self.lanes.mark(lane, max(newest, self.lanes.directory.get(-1 - lane, 0)))
+            self.marks[lane] = max(newest, self.marks.get(lane, 0))
             self.lanes.close(place)
 
-    def _may_drop(self, place, lane, now):
-        if lane_of(place) == lane:
-            return self.lanes.is_superseded(place, now, KEEP_SECONDS)
-        return opening(place) + IDLE_SECONDS * clock.SECOND <= now
+    def _old_places(self, lane, mine, now):
+        """Yield the places at the beginning of a lane that may be dropped by who is in `mine`."""
+        for place in self.lanes.places(lane):
+            if lane == mine:
+                old = self.lanes.is_superseded(place, now, KEEP_SECONDS)
+            else:
+                old = opening(place) + IDLE_SECONDS * clock.SECOND <= now
+            if not old:
+                return
+            chunk = self.lanes.chunk(place)
+            chunk._p_activate()
+            if chunk._p_changed or chunk._p_serial == _NO_TID:
+                return  # something in it is not committed yet
+            yield place
 
 
 def numbered(entries, since):

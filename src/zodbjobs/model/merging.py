@@ -15,7 +15,7 @@ from BTrees.OOBTree import OOBucket
 from persistent import Persistent
 
 from zodbjobs.model.intake import length_of
-from zodbjobs.model.lanes import moment
+from zodbjobs.model.moments import moment
 
 #: The smallest key of every node, as long as the node is in use.  In a leaf its
 #: value is None, in an inner node the first child.
@@ -114,6 +114,11 @@ class MergingTree(Persistent):
             node = first[1] if name == LOW else node[name][1]
         return path, node
 
+    def nodes(self, key):
+        """The nodes on the way to `key`, the leaf last: one changes if something comes there."""
+        path, leaf = self._leaf(key)
+        return [*(node for node, _ in path), leaf]
+
     # change
 
     def __setitem__(self, key, value):
@@ -134,6 +139,11 @@ class MergingTree(Persistent):
 
     def __delitem__(self, key):
         self.pop(key)
+
+    def close(self):
+        """Clear everything, so that nobody can change the tree any more."""
+        for node in list(_all_nodes(self.root)):
+            node.clear()
 
     def _split(self, path, node, key):
         """Put nodes in the place of `node`, which has become too large by `key`."""
@@ -206,6 +216,14 @@ def _leaves(node):
     else:
         for _, child in node.values():
             yield from _leaves(child)
+
+
+def _all_nodes(node):
+    """Yield the nodes below `node`, and it."""
+    if node[LOW] is not None:
+        for _, child in node.values():
+            yield from _all_nodes(child)
+    yield node
 
 
 def _smallest(node):

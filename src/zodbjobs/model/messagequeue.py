@@ -15,8 +15,9 @@ from zope.interface import implementer
 from zodbjobs.interfaces import FeedChanged, IMessageQueue
 from zodbjobs.model.call import check_storable
 from zodbjobs.model.feed import FeedRecord
-from zodbjobs.model.lanes import Lanes, moment
+from zodbjobs.model.lanes import Lanes
 from zodbjobs.model.log import Item
+from zodbjobs.model.moments import moment
 from zodbjobs.model.reservations import reserve
 
 

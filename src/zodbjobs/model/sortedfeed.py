@@ -13,9 +13,9 @@ from zope.interface import implementer
 from zodbjobs.interfaces import ISortedFeed
 from zodbjobs.model.call import check_storable
 from zodbjobs.model.feed import ToldFeed
-from zodbjobs.model.lanes import moment
 from zodbjobs.model.log import Item
 from zodbjobs.model.merging import MergingTree
+from zodbjobs.model.moments import moment
 from zodbjobs.model.sequence import first_key, key_after, key_before, key_between, spread
 
 #: Digits of a key from which on neighbours are spread anew.
