@@ -12,6 +12,7 @@ from AccessControl import getSecurityManager
 from AccessControl.SecurityManagement import newSecurityManager
 from Acquisition import aq_base, aq_parent
 from OFS.Folder import Folder
+from OFS.SimpleItem import SimpleItem
 from Products.Five.browser import BrowserView
 from Products.Five.component import enableSite
 from ZODB.blob import Blob
@@ -31,6 +32,13 @@ from zodbjobs.zope import Job, accepted, view_job
 
 class ILayer(Interface):
     """A layer of a request."""
+
+
+class Script(SimpleItem):
+    """Can be called, as scripts in the database can."""
+
+    def __call__(self, more):
+        return [self.getId(), aq_parent(self).getId(), more]
 
 
 class Content(Folder):
@@ -135,6 +143,24 @@ class Probe(BrowserView):
 
     def method(self):
         return self.queue.put(self.context.describe).oid
+
+    def script(self):
+        script = Script()
+        script.id = 'script'
+        self.context._setObject('script', script)
+        return self.queue.put(Job(self.context.script, 'x')).oid
+
+    def script_alone(self):
+        return self.queue.put(self.context.script).oid
+
+    def chain(self):
+        """A job, and a callback that is a method."""
+        job = self.queue.put(Job(surroundings, self.context))
+        back = job.addCallback(Job(self.context.describe))
+        return [job.oid, back.oid]
+
+    def here_and_now(self):
+        return Job(self.context.describe, more='now')()
 
     def nested(self):
         return self.put(nested, [self.context, {'a': (self.context,)}])

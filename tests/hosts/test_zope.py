@@ -70,6 +70,26 @@ def test_content_inside_of_lists_and_tables(zope):
     assert zope.result(zope.probe('nested', '/site1/folder')) == [url, url]
 
 
+def test_what_can_be_called_in_the_database(zope):
+    zope.probe('make', '/site1', id='scripts')
+    assert zope.result(zope.probe('script', '/site1/scripts')) == ['script', 'scripts', 'x']
+    told = zope.outcome(zope.probe('script_alone', '/site1/scripts'))
+    assert told['call'] == 'probe.Script' and told['result'][0] == 'TypeError'  # it needs `more`
+
+
+def test_a_callback_is_the_same_user_in_the_same_place(zope):
+    oid, back = zope.probe('chain', '/site1/folder', BOB)
+    found = zope.result(oid)
+    described = zope.result(back)
+    assert found['user'] == 'bob' and described[0] == '/site1/folder'
+    assert described[3]['user'] == 'bob'  # what the job returned is what the callback gets
+
+
+def test_a_job_that_is_called_here_and_now(zope):
+    url = f'http://127.0.0.1:{zope.port}/site1/folder'
+    assert zope.probe('here_and_now', '/site1/folder', BOB)[2:] == [url, 'now']
+
+
 def test_content_that_was_renamed_is_found(zope):
     zope.probe('make', '/site1', id='old')
     oid = zope.probe('held', '/site1/old')

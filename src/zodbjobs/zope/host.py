@@ -16,6 +16,7 @@ from AccessControl.unauthorized import Unauthorized
 from Acquisition import aq_acquire, aq_base, aq_inner, aq_parent
 from OFS.interfaces import IApplication
 from persistent import Persistent
+from zExceptions import NotFound
 from zope.component.hooks import getSite, setSite
 from zope.globalrequest import clearRequest, getRequest, setRequest
 from zope.interface import alsoProvides, directlyProvidedBy
@@ -129,7 +130,7 @@ class ZopeHost:
             return
         try:
             site = app.unrestrictedTraverse(path)
-        except (KeyError, AttributeError) as error:
+        except (KeyError, AttributeError, NotFound) as error:
             raise LookupError(f'the site {path} is not there any more') from error
         setSite(site)
         skin = getattr(site, 'setupCurrentSkin', None)  # CMF's
@@ -212,7 +213,7 @@ def restore_user(app, request, named):
         path, user_id = named
         try:
             folder = app.unrestrictedTraverse(path)
-        except (KeyError, AttributeError) as error:
+        except (KeyError, AttributeError, NotFound) as error:
             raise UserGone(f'there is no user folder {path} any more') from error
         user = found_user(folder, path, user_id)
     newSecurityManager(None, user)

@@ -27,7 +27,7 @@ from ZPublisher.mapply import mapply
 from zodbjobs.interfaces import COMPLETED, KEY
 from zodbjobs.model.call import resolved
 from zodbjobs.model.failure import is_failure
-from zodbjobs.model.hosted import HostedJob, ZopeJob
+from zodbjobs.model.hosted import ZopeJob
 from zodbjobs.zope.host import user_of
 
 MANAGE = 'zodbjobs: Manage jobs'
@@ -181,7 +181,7 @@ class JobsView(BrowserView):
             job = queue_of(self.context)._p_jar.get(p64(int(oid, 16)))
         except (ValueError, OverflowError, LookupError, POSKeyError):
             return None
-        return job if isinstance(job, HostedJob) else None
+        return job if isinstance(job, ZopeJob) else None
 
     def _check_user(self):
         owner, manager = self.job.scene.get('user'), getSecurityManager()
