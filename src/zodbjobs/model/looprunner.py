@@ -1,8 +1,8 @@
 """LoopRunner: lets the agents of a queue work a loop.
 
-A *turn* takes a batch for each free place and puts a job for it; that job does
-the work and says `did`, in one commit, and its callback is the next turn.  When
-there is nothing to take, the runner sleeps: one job waits for the moment when
+A *turn* takes a batch for a free place and puts a job for it; that job does the
+work and says `did`, in one commit, and its callback is the place's next turn.
+When there is nothing to take, the runner sleeps: one job waits for the moment when
 the next id is due, and who adds, unlocks or bumps ids meanwhile puts a turn in his
 own transaction.
 
@@ -37,6 +37,27 @@ WISHES = {
 _UNDER_WAY = (status.PENDING, status.ASSIGNED, status.ACTIVE)
 
 
+class Orders(Persistent):
+    """What `start` and `stop` say; turns only read it, so the two do not conflict."""
+
+    queue = None
+    running = False
+    places = ()
+    wishes = ()
+
+
+class Place(Persistent):
+    """Where one job works on a batch; an object of its own, as places turn at the same time."""
+
+    job = None
+
+    def is_taken(self):
+        try:
+            return self.job is not None and self.job._status in _UNDER_WAY
+        except (AttributeError, KeyError):  # its class is gone, or, with a POSKeyError, its record
+            return False
+
+
 @implementer(ILoopRunner)
 class LoopRunner(Persistent):
     """See ILoopRunner.
@@ -46,14 +67,9 @@ class LoopRunner(Persistent):
     given to a job of their own, so that one bad id does not keep others back.
     """
 
-    queue = None
-    running = False
-    size = 1
-    jobs = ()
     told_late = False
-    _wishes = ()
     _alarm = None  # the job that waits for the next id to be due
-    _asleep_since = None  # microseconds; None while jobs are under way in all places
+    _asleep_since = None  # microseconds; None while all places are taken
     _asleep_until = None
 
     def __init__(self, loop, call, batch=1, lock_for=3600, min_loop_time=3600, fresh=None):
@@ -64,6 +80,7 @@ class LoopRunner(Persistent):
         if fresh is not None and clock.micros_in(fresh) <= 0:
             raise ValueError(f'fresh is more than 0 seconds, not {fresh!r}')
         loop.get(0, lock_for, min_loop_time)  # raises if they are no spans
+        self.orders = Orders()
         self.loop = loop
         self._call = stored_form(call)
         self.batch = batch
@@ -74,6 +91,22 @@ class LoopRunner(Persistent):
     @property
     def call(self):
         return resolved(self._call)
+
+    @property
+    def queue(self):
+        return self.orders.queue
+
+    @property
+    def running(self):
+        return self.orders.running
+
+    @property
+    def size(self):
+        return len(self.orders.places)
+
+    @property
+    def jobs(self):
+        return tuple(place.job for place in self.orders.places if place.is_taken())
 
     @property
     def call_name(self):
@@ -94,16 +127,19 @@ class LoopRunner(Persistent):
         unknown = set(wishes) - WISHES
         if unknown:
             raise TypeError(f'{sorted(unknown)}: a runner may wish {sorted(WISHES)} of its jobs')
-        self.queue, self.size, self._wishes = queue, size, tuple(sorted(wishes.items()))
-        self.running = True
+        orders = self.orders
+        former = orders.places[:size]
+        orders.places = former + tuple(Place() for _ in range(size - len(former)))
+        orders.queue, orders.wishes = queue, tuple(sorted(wishes.items()))
+        orders.running = True
         if self not in self.loop.runners:
             self.loop.runners += (self,)
         self._put_turn()
 
     def stop(self):
-        self.running = False
+        self.orders.running = False
         self.loop.runners = tuple(each for each in self.loop.runners if each is not self)
-        self._remove_alarm()
+        self._silence(self._alarm)
 
     def wake(self, moment):
         """An id may be taken at `moment` (microseconds): see that there is a turn then."""
@@ -113,16 +149,29 @@ class LoopRunner(Persistent):
 
     # what jobs call
 
-    def turn(self, result=None):
-        """Put jobs for what is due, and see to the next turn.  `result` is that of the last job."""
-        jobs = tuple(job for job in self.jobs if _is_under_way(job))
-        if self.running:
-            while len(jobs) < self.size and (batch := self._take()):
-                jobs += (self._put_work(batch),)
-            self._tell_freshness()
-            self._sleep(len(jobs) < self.size)
-        if jobs != self.jobs:
-            self.jobs = jobs
+    def turn(self, number=None, result=None):
+        """Put jobs for what is due, and see to the next turn.
+
+        `number` is the place whose job has just ended, with that `result`; None
+        for all places.
+        """
+        if not self.running:
+            return
+        numbers = range(self.size)
+        if number is not None and self._asleep_until is None:  # the other places are taken
+            numbers = numbers[number : number + 1]
+        has_room = False
+        for number in numbers:
+            place = self.orders.places[number]
+            if place.is_taken():
+                continue
+            batch = self._take()
+            if not batch:
+                has_room = True
+                break
+            place.job = self._put_work(batch, number)
+        self._tell_freshness()
+        self._sleep(has_room)
 
     def work(self, batch):
         """Call what is to be called with the ids of `batch`, and say `did`: one commit."""
@@ -154,15 +203,17 @@ class LoopRunner(Persistent):
     def _get(self, count, test=False):
         return self.loop.get(count, self.lock_for, self.min_loop_time, test)
 
-    def _put_work(self, batch):
+    def _put_work(self, batch, number):
         job = Job(self.work, batch)
-        job.addCallback(Job(self.turn))
-        return self.queue.put(job, **dict(self._wishes))
+        job.addCallback(Job(self.turn, number))
+        return self.queue.put(job, **dict(self.orders.wishes))
 
     def _put_turn(self, moment=None):
         """Put a job that makes a turn, now or at `moment` (microseconds)."""
         begin_after = None if moment is None else clock.datetime_of(moment)
-        wishes = {name: value for name, value in self._wishes if name in ('channel', 'priority')}
+        wishes = {
+            name: value for name, value in self.orders.wishes if name in ('channel', 'priority')
+        }
         return self.queue.put(
             Job(self.turn), begin_after, retry_policy_factory=RetryCommonForever, **wishes
         )
@@ -199,15 +250,14 @@ class LoopRunner(Persistent):
         waits = alarm is not None and alarm.status == status.PENDING
         if waits and moment is not None and alarm._due <= moment:
             return
-        if waits:
-            self._remove_alarm()
+        self._silence(alarm)
         if moment is not None:
             self._alarm = self._put_turn(moment)
 
-    def _remove_alarm(self):
-        alarm, self._alarm = self._alarm, None
+    @staticmethod
+    def _silence(alarm):
         if alarm is not None and alarm.status == status.PENDING:
-            self.queue.remove(alarm)
+            alarm.queue.remove(alarm)
 
     def _tell_freshness(self):
         late = self.late
@@ -226,13 +276,6 @@ class LoopRunner(Persistent):
 
     def __repr__(self):
         return f'<LoopRunner {self.call_name}>'
-
-
-def _is_under_way(job):
-    try:
-        return job._status in _UNDER_WAY
-    except (AttributeError, KeyError):  # its class is gone, or, with a POSKeyError, its record
-        return False
 
 
 def _not(value):
