@@ -1,10 +1,11 @@
 """The command: ``python -m benchmarks``, or ``make bench ARGS='--only latency --storage file'``."""
 
 import argparse
+import dataclasses
 import sys
 from pathlib import Path
 
-from benchmarks import parts, report, scale, staff, storages
+from benchmarks import backlog, parts, report, scale, staff, storages
 from zodbjobs import clock
 
 JSON = Path('var') / 'bench.json'
@@ -15,6 +16,9 @@ def main(arguments=None):
     staff.log_briefly()
     chosen = scale.FULL if options.full else scale.QUICK
     names = options.only or list(parts.PARTS)
+    if options.shape:
+        shapes = [each for each in chosen.backlogs if each[0] in options.shape]
+        chosen = dataclasses.replace(chosen, backlogs=tuple(shapes))
     known = report.facts()
     tables = []
     started = clock.monotonic()
@@ -40,6 +44,7 @@ def parser():
     add = found.add_argument
     add('--storage', action='append', choices=storages.PLACES, help='again for more; all of them')
     add('--only', action='append', choices=parts.PARTS, help='a part; again for more; all of them')
+    add('--shape', action='append', choices=backlog.SHAPES, help='a kind of backlog; all of them')
     speed = found.add_mutually_exclusive_group()
     speed.add_argument('--quick', action='store_true', help='about ten minutes; the default')
     speed.add_argument('--full', action='store_true', help='an hour, with 1,000,000 jobs')

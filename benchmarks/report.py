@@ -112,7 +112,7 @@ def short(number):
 def as_json(tables, known, options, former=None):
     """JSON text of a run: `known` is from `facts`, `options` says what was asked for.
 
-    `former` is such a JSON text.  What it has of storages and parts that were
+    `former` is such a JSON text.  What it has of storages and figures that were
     not measured now is kept, so that a long run may be made in pieces.
     """
     storages = json.loads(former)['storages'] if former else {}
@@ -124,13 +124,13 @@ def as_json(tables, known, options, former=None):
 
 
 def _joined(former, new):
-    """The table `new`, with the rows of other parts that `former` has."""
+    """The table `new`, with the other rows that `former` has."""
     if former is None:
         return new
-    parts = {row['part'] for row in new['rows']}
-    rows = [row for row in former['rows'] if row['part'] not in parts] + new['rows']
-    order = list(dict.fromkeys(row['part'] for row in [*former['rows'], *new['rows']]))
-    rows.sort(key=lambda row: order.index(row['part']))
+    rows = {(row['part'], row['name']): row for row in former['rows']}
+    rows |= {(row['part'], row['name']): row for row in new['rows']}
+    parts = list(dict.fromkeys(part for part, _ in rows))
+    rows = sorted(rows.values(), key=lambda row: parts.index(row['part']))
     windows = former['raw_windows'] + new['raw_windows']
     return new | {
         'rows': rows,

@@ -15,9 +15,9 @@ class Scale:
     commit_seconds: float = 1
     #: What is measured by time takes so long; where the storage is slower than thought, at most
     #: `PATIENCE` times that.
-    run_seconds: float = 1.5
+    run_seconds: float = 1
     #: Throughput is measured so often, and the median is told.
-    rounds: int = 1
+    rounds: int = 3
     threads: tuple = (1, 2, 4)
     processes: tuple = (1, 2, 3)
     #: Seconds of jobs that take time.
@@ -98,6 +98,7 @@ TINY = Scale(
     committers=(2,),
     commit_seconds=0.05,
     run_seconds=0.01,
+    rounds=1,
     threads=(1,),
     processes=(2,),
     sleeps=(0.001,),

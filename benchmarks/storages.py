@@ -7,7 +7,6 @@ does not share our interpreter, and PostgreSQL syncs to disk, as it would for us
 import contextlib
 import os
 import subprocess
-import sys
 import tempfile
 
 import transaction
@@ -16,7 +15,7 @@ from ZODB.Connection import Connection
 from benchmarks.measure import Tally, wait_until
 from zodbjobs import Queue, Queues
 from zodbjobs.interfaces import KEY
-from zodbjobs.runtime import wakeup
+from zodbjobs.runtime import shared_file, wakeup, zeoserver
 from zodbjobs.testing.storages import TestDatabase, postgres_database
 
 TITLES = {
@@ -129,15 +128,9 @@ def _zeo_server(folder):
     """A ZEO server process on a file in `folder`; gives the path of its socket."""
     socket = os.path.join(folder, 'zeo')
     path = os.path.join(folder, 'Data.fs')
-    server = subprocess.Popen(
-        [sys.executable, '-m', 'ZEO.runzeo', '-f', path, '-a', socket],
-        cwd=folder,
-        stdin=subprocess.DEVNULL,
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.DEVNULL,
-    )
+    server = zeoserver.start(path, socket, subprocess.DEVNULL)
     try:
-        if not wait_until(lambda: os.path.exists(socket), SERVER_SECONDS):
+        if not wait_until(lambda: shared_file.is_answered(socket), SERVER_SECONDS):
             raise RuntimeError(f'no ZEO server after {SERVER_SECONDS} seconds')
         yield socket
     finally:

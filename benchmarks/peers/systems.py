@@ -64,27 +64,17 @@ class Places:
 # What is made for a round: context managers that add their places to the environment.
 
 
-@contextlib.contextmanager
-def on_file(environment):
-    with tempfile.TemporaryDirectory(prefix='bench-') as folder:
-        environment['PEERS_URI'] = f'file:{folder}/Data.fs'
-        yield
+def _ours(kind):
+    """What makes a fresh database of that kind, and lets go of it: the workers open it."""
 
+    @contextlib.contextmanager
+    def fresh(environment):
+        with storages.PLACES[kind]() as place:
+            place.close()
+            environment['PEERS_URI'] = place.uri
+            yield
 
-@contextlib.contextmanager
-def on_zeo(environment):
-    with storages.zeo_place() as place:
-        place.close()
-        environment['PEERS_URI'] = place.uri
-        yield
-
-
-@contextlib.contextmanager
-def on_postgres(environment):
-    with storages.postgres_place() as place:
-        place.close()
-        environment['PEERS_URI'] = place.uri
-        yield
+    return fresh
 
 
 @contextlib.contextmanager
@@ -164,7 +154,7 @@ SYSTEMS = (
     System(
         'zodbjobs on FileStorage',
         'zodbjobs',
-        on_file,
+        _ours('file'),
         'one process has the file; the put is a commit that is synced.  Put to start is in'
         ' the other tables, as nobody else can put while a worker has the file.',
         storage='file',
@@ -173,14 +163,14 @@ SYSTEMS = (
     System(
         'zodbjobs on ZEO',
         'zodbjobs',
-        on_zeo,
+        _ours('zeo'),
         'every put is a commit of its own, synced by the server.',
         storage='zeo',
     ),
     System(
         'zodbjobs on PostgreSQL',
         'zodbjobs',
-        on_postgres,
+        _ours('postgres'),
         'RelStorage without history; every put is a commit, fsync and full_page_writes are on.',
         storage='postgres',
     ),
