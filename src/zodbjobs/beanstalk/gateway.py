@@ -17,6 +17,7 @@ import collections
 import heapq
 import itertools
 import logging
+import random
 import typing
 
 from zodbjobs import clock
@@ -33,9 +34,10 @@ log = logging.getLogger('zodbjobs.beanstalk')
 BATCH_COMMANDS, CLIENT_COMMANDS = 2000, 200
 
 #: A batch that conflicts is applied again so often before it waits for a moment.
-BATCH_ATTEMPTS = 10
+BATCH_ATTEMPTS = 4
 
-#: Seconds until the next try after so many conflicts, and while the database is out of reach.
+#: Seconds until the next try: after so many conflicts at most so many, as others wait as well;
+#: and while the database is out of reach.
 CROWDED_SECONDS, UNREACHABLE_SECONDS = 0.02, 0.5
 
 #: Before so many microseconds a lease that is about to end is announced.
@@ -180,7 +182,7 @@ class Gateway:
                     self._single_steps(error)
                     break
         else:
-            self._soon = self.call_later(CROWDED_SECONDS, self.flush)
+            self._soon = self.call_later(random.uniform(0, CROWDED_SECONDS), self.flush)
             return
         self._answer()
         self._set_timer()

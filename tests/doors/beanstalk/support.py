@@ -3,6 +3,7 @@
 import contextlib
 import os
 import socket
+import time
 
 import ZODB
 from twisted.internet import task
@@ -15,12 +16,15 @@ from zodbjobs.beanstalk.protocol import Parser
 from zodbjobs.beanstalk.store import Store
 from zodbjobs.testing.beanstalkd import Beanstalkd
 
+#: Looks at a gateway until it has nothing more to do at once.
+SETTLE_LIMIT = 1000
+
 
 class Desk:
     """A gateway, and the clients that a test speaks for."""
 
-    def __init__(self, db=None, exclusive=True, body_bytes=65535, time=None):
-        self.time = TurnedClock() if time is None else time
+    def __init__(self, db=None, exclusive=True, body_bytes=65535, source=None):
+        self.time = TurnedClock() if source is None else source
         clock.use(self.time)
         self.db = ZODB.DB(MappingStorage()) if db is None else db
         self.reactor = task.Clock()
@@ -33,8 +37,15 @@ class Desk:
         return Talk(self)
 
     def settle(self):
-        self.reactor.advance(0)
-        self.reactor.advance(0)
+        for _ in range(SETTLE_LIMIT):
+            self.reactor.advance(0)
+            due = any(call.getTime() <= self.reactor.seconds() for call in self.reactor.calls)
+            clients = self.gateway.clients
+            if not due and not any(each.commands and not each.waits for each in clients):
+                return
+            time.sleep(0.001)  # after conflicts it waits for a moment
+            self.reactor.advance(0.001)
+        raise AssertionError('the gateway does not come to rest')
 
     def advance(self, seconds):
         """Let so many seconds pass, with a look at every tenth."""

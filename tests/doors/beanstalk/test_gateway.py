@@ -471,7 +471,7 @@ def test_numbers_go_on_and_reservations_come_back_after_a_restart():
         talk.say(b'reserve')
         talk.say(b'bury 3 1')
         first.store.close()
-        second = support.Desk(first.db, time=first.time)
+        second = support.Desk(first.db, source=first.time)
         again = second.client()
         states = [again.facts(b'stats-job %d' % number)['state'] for number in (1, 2, 3)]
         assert states == ['ready', 'delayed', 'buried']
@@ -481,7 +481,7 @@ def test_numbers_go_on_and_reservations_come_back_after_a_restart():
 
 def test_gateways_that_share_give_numbers_of_their_own():
     with support.desk(exclusive=False) as first:
-        second = support.Desk(first.db, exclusive=False, time=first.time)
+        second = support.Desk(first.db, exclusive=False, source=first.time)
         a, b = first.client(), second.client()
         assert (a.put(b'1'), b.put(b'2'), a.put(b'3')) == (1, 1001, 2)
         assert b.say(b'peek 1') == b'FOUND 1 1\r\n1\r\n'
