@@ -9,7 +9,7 @@ import tempfile
 import pytest
 
 from benchmarks import __main__ as command
-from benchmarks import measure, model, parts, publish, report, scale, storages
+from benchmarks import beanstalk, measure, model, parts, publish, report, scale, storages
 
 
 @pytest.fixture(scope='module')
@@ -215,3 +215,10 @@ def test_percentiles():
     assert measure.percentile([3, 1, 2, 4], 50) == 2
     assert measure.percentile(range(1, 101), 95) == 95
     assert measure.percentile([7], 99) == 7
+
+
+def test_the_beanstalk_door_is_measured(capsys):
+    beanstalk.main(['--jobs', '20', '--connections', '2'])
+    rows = capsys.readouterr().out.splitlines()
+    assert rows[0].split() == ['server', 'connections', 'put/s', 'reserve+delete/s']
+    assert re.fullmatch(r'zodbjobs +2 +\d+ +\d+', rows[1])
