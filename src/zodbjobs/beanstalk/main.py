@@ -8,6 +8,7 @@ The main thread runs the reactor; packing has a thread of its own.
 
 import argparse
 import contextlib
+import importlib
 import importlib.metadata
 import os
 import pwd
@@ -133,16 +134,18 @@ def serve(options, listening):
     from twisted.internet import endpoints, reactor
 
     from zodbjobs.beanstalk.gateway import Gateway
+    from zodbjobs.beanstalk.packing import Packing
     from zodbjobs.beanstalk.server import Factory, attach
     from zodbjobs.beanstalk.store import Store
+    from zodbjobs.runtime import storages
 
     levels = [logging.ERROR, logging.INFO, logging.DEBUG]
     logging.basicConfig(level=levels[min(options.V, 2)], format='%(name)s: %(message)s')
-    db, exclusive, path = open_database(options)
+    db = open_database(options)
     if db is None:
         return NO_LOCK
     identity = secrets.token_hex(8)
-    store = Store(db, f'beanstalkd {identity}', exclusive)
+    store = Store(db, f'beanstalkd {identity}', storages.kind(db) == storages.EXCLUSIVE)
     store.prepare()
     info = {'version': SPOKEN, 'id': identity, 'log_bytes': options.s}
     gateway = Gateway(store, options.z, info)
@@ -153,10 +156,8 @@ def serve(options, listening):
     else:
         listening.setblocking(False)
         reactor.adoptStreamPort(listening.fileno(), listening.family, Factory(gateway))
-    if exclusive:
-        from zodbjobs.beanstalk.packing import Packing
-
-        Packing(db, path, options.s, reactor).start()
+    if not options.zodb:  # a database of others is packed by others
+        Packing(db, file_of(options), options.s, reactor).start()
     reactor.run()
     listener.close()
     store.close()
@@ -164,8 +165,13 @@ def serve(options, listening):
     return 0
 
 
+def file_of(options):
+    """The path of the file that -b asks for, or None."""
+    return None if options.b is None else os.path.join(options.b, 'Data.fs')
+
+
 def open_database(options):
-    """(ZODB.DB or None, whether nobody else has it, the path of its file or None)."""
+    """The ZODB.DB, or None after saying why there is none."""
     import zc.lockfile
     import ZODB
 
@@ -174,29 +180,28 @@ def open_database(options):
         from zodbjobs.runtime.address import open_database as open_at
 
         try:
-            return open_at(options.zodb), False, None
+            return open_at(options.zodb)
         except AddressError as error:
             print(f'zodbjobs-beanstalkd: {error}', file=sys.stderr)
-            return None, False, None
+            return None
     if options.b is None:
         from ZODB.MappingStorage import MappingStorage
 
-        return ZODB.DB(MappingStorage('beanstalkd')), True, None
+        return ZODB.DB(MappingStorage('beanstalkd'))
     from ZODB.FileStorage import FileStorage
 
-    path = os.path.join(options.b, 'Data.fs')
+    path = file_of(options)
     try:
         storage = FileStorage(path)
     except (zc.lockfile.LockError, OSError) as error:
         print(f'zodbjobs-beanstalkd: {path}: {error}', file=sys.stderr)
-        return None, True, path
+        return None
     if options.F:
         leave_unsynced()
-    return ZODB.DB(storage), True, path
+    return ZODB.DB(storage)
 
 
 def leave_unsynced():
     """Let FileStorage write without syncing, in this process."""
-    import ZODB.FileStorage.FileStorage as module
-
-    module.fsync = None
+    # The package has a class of that name, which hides the module.
+    importlib.import_module('ZODB.FileStorage.FileStorage').fsync = None

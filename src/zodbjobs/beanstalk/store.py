@@ -33,6 +33,9 @@ from zodbjobs.model.ready import PRIORITY
 #: Below this priority a ready job is called urgent.
 URGENT_BELOW = 1024
 
+#: So many ready jobs of a tube are looked up at once.
+LOOK_AHEAD = 50
+
 #: Commits after which the connection's cache is brought to its size.
 CLEAN_EVERY = 50
 
@@ -73,6 +76,7 @@ class Store:
         self._lane = lane_number(self.connection)
         self._block = None  # where our block of numbers starts
         self._looks = {}  # name of a tube -> the Round of this transaction
+        self._ahead = {}  # name of a tube -> what its Round has first, the last one first
         self._filed = set()  # names of tubes to which this transaction brought entries
         self._commits = 0
         self.now = 0
@@ -82,6 +86,7 @@ class Store:
     def begin(self):
         self.manager.begin()
         self._looks = {}
+        self._ahead = {}
         self._filed = set()
         self.now = clock.micros()
 
@@ -234,6 +239,7 @@ class Store:
 
     def _close_look(self, name):
         look = self._looks.pop(name, None)
+        self._ahead.pop(name, None)
         if look is not None:
             look.file_rest()
 
@@ -264,8 +270,14 @@ class Store:
         return self._first(name)
 
     def _first(self, name):
-        item = self._look(name).first()
-        return None if item is None else (item[2][PRIORITY], item[0], item)
+        look = self._look(name)
+        ahead = self._ahead.get(name)
+        if not ahead:
+            ahead = self._ahead[name] = look.some(LOOK_AHEAD)[::-1]
+        if not ahead:
+            return None
+        item = ahead[-1]
+        return item[2][PRIORITY], item[0], item
 
     def next_event(self, name):
         """Microseconds at which a tube may give more without a command, or None."""
@@ -285,6 +297,8 @@ class Store:
         """Reserve what `head` found; a Reservation, or None if it may not be run."""
         look = self._look(name)
         look.take(item)
+        if self._ahead[name].pop() is not item:
+            raise AssertionError(f'{item} is not the head of tube {name!r}')
         job = item[-1]
         if (job._retries is not None or job._retry_policy_factory is not None) and not is_fit(
             job, self.now

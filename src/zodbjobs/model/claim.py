@@ -30,7 +30,7 @@ from zodbjobs.interfaces import (
     JobCompleted,
     JobRescheduled,
 )
-from zodbjobs.model.call import check_storable
+from zodbjobs.model.call import check_storable, is_plain
 from zodbjobs.model.failure import Failure, is_failure
 from zodbjobs.model.history import History
 from zodbjobs.model.intake import LANES
@@ -289,7 +289,8 @@ class Claim:
         Raises ClaimLost; TypeError or ValueError for a result that cannot be stored.
         """
         job = self._own('finish')
-        check_storable(result, job._p_jar, f'the result of {job!r}', homes=False)
+        if not is_plain(result):
+            check_storable(result, job._p_jar, f'the result of {job!r}', homes=False)
         _end(job, result)
         self._ended()
 

@@ -360,11 +360,16 @@ class Round:
         return job
 
     def first(self, filter=None):
-        """The first due (token, place, group, job) that its quotas and `filter` accept, or None.
+        """The first due (token, place, group, job) that its quotas and `filter` accept, or None."""
+        return next(iter(self.some(1, filter)), None)
 
+    def some(self, count, filter=None):
+        """The first due (token, place, group, job) as `first` has them, at most `count`.
+
+        Behind one with quotas there is none, as taking it may leave no room.
         Filings that were withdrawn are taken away.
         """
-        found, stale = None, []
+        found, stale = [], []
         candidates = self._candidates(_Anybody)
         for item in itertools.islice(candidates, FILTER_LIMIT):
             token, _, group, job = item
@@ -375,8 +380,9 @@ class Round:
             elif (
                 is_current(job, token) and self._has_room(group) and (filter is None or filter(job))
             ):
-                found = item
-                break
+                found.append(item)
+                if len(found) == count or group[QUOTAS]:
+                    break
         for item in stale:
             self._discard(*item)
         return found

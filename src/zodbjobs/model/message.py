@@ -14,6 +14,7 @@ from persistent import Persistent
 from zodbjobs import status
 from zodbjobs.model.call import resolved, stored_form
 from zodbjobs.model.job import Job
+from zodbjobs.model.wishes import check_factory
 
 #: A job's record is written several times, so a longer body has a record of its own.
 INLINE_BYTES = 512
@@ -45,7 +46,7 @@ class Message(Job):
 
     @property
     def body(self):
-        held = self.args[0]
+        held = (self.__dict__.get('_v_args') or self._args)[0]
         return held.content if isinstance(held, Body) else held
 
     @property
@@ -73,9 +74,11 @@ class Message(Job):
         return handler(self.body)
 
     def check_args(self, jar):
-        if self._status == status.NEW and not isinstance(self.body, bytes):
+        if self._status == status.NEW and type(self.body) is not bytes:
             raise TypeError(f'the body of a message is bytes, not {self.body!r}')
-        super().check_args(jar)
+        check_factory(self._retry_policy_factory, jar)
+        for callback in self._callbacks:
+            callback.check_args(jar)
 
 
 def checked_handler(handler):
