@@ -3,7 +3,7 @@
 import contextlib
 import os
 import socket
-import time
+import threading
 
 import ZODB
 from twisted.internet import task
@@ -28,6 +28,7 @@ class Desk:
         clock.use(self.time)
         self.db = ZODB.DB(MappingStorage()) if db is None else db
         self.reactor = task.Clock()
+        self.pause = threading.Event()
         self.store = Store(self.db, 'beanstalkd test', exclusive)
         self.store.prepare()
         self.gateway = Gateway(self.store, body_bytes)
@@ -43,7 +44,7 @@ class Desk:
             clients = self.gateway.clients
             if not due and not any(each.commands and not each.waits for each in clients):
                 return
-            time.sleep(0.001)  # after conflicts it waits for a moment
+            self.pause.wait(0.001)  # after conflicts it waits for a moment, in real time
             self.reactor.advance(0.001)
         raise AssertionError('the gateway does not come to rest')
 
