@@ -7,7 +7,8 @@ command line answers at once, and no name imports a Twisted reactor.
 import importlib
 import typing
 
-import zope.event
+# Not `import zope.event`: that would leave a name `zope` here, which is a door of ours.
+from zope.event import subscribers as _subscribers
 
 from zodbjobs import local
 
@@ -109,7 +110,7 @@ def _deliver(event):
         importlib.import_module('zodbjobs.runtime.delivery').attend(event)
 
 
-zope.event.subscribers += [_ring, _deliver]
+_subscribers += [_ring, _deliver]
 
 
 def _make_consumer(name, queues):

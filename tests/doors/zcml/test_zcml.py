@@ -84,3 +84,10 @@ def test_queues_in_a_database_of_their_own(tmp_path):
     connection.close()
     main.close()
     jobs.close()
+
+
+def test_the_package_of_ours_that_is_called_zope_is_no_other():
+    """ZCML takes an attribute of the package for it, before it imports anything."""
+    import zope
+
+    assert vars(zodbjobs).get('zope') is not zope
