@@ -201,7 +201,7 @@ def _status(args):
     if found['deployment']:
         print(f'deployment {found["deployment"]}')
     print_table(QUEUE_COLUMNS, found['queues'])
-    serving = [record for record in found['dispatchers'] if record['state'] == 'active']
+    serving = [record for record in found['dispatchers'] if record['state'] != 'off']
     if serving:
         print()
         print_table(DISPATCHER_COLUMNS, serving)

@@ -10,6 +10,7 @@ from ZODB.broken import Broken
 from zodbjobs import clock, status
 from zodbjobs.model.call import Vanished, resolved
 from zodbjobs.model.history import KEEP_COUNT
+from zodbjobs.monitor.alive import is_dead, serves
 from zodbjobs.monitor.digest import waits_for_quotas
 from zodbjobs.monitor.reason import length, name_of
 from zodbjobs.monitor.shown import queue_facts
@@ -54,7 +55,7 @@ def _state(queue):
     return {
         'waiting': len(queue),
         'oldest_due_seconds': 0.0 if oldest is None else (now - oldest._due) / clock.SECOND,
-        'dispatchers': sum(r.activated is not None for r in queue.dispatchers.values()),
+        'dispatchers': sum(serves(record) for record in queue.dispatchers.values()),
         'stuck': [str(each.UUID) for each in _stuck_ones(queue)],
         'paused': queue.is_paused(now),
     }
@@ -119,9 +120,9 @@ def _about_work(queue, max_wait):
 def _about_dispatchers(queue):
     now = clock.micros()
     records = list(queue.dispatchers.values())
-    if not any(record.activated for record in records):
+    if not any(serves(record) for record in records):
         yield 'warning', 'no dispatcher serves it', 'zodbjobs run URI'
-    dead = [record for record in records if record.dead]
+    dead = [record for record in records if record.dead or is_dead(record)]
     if dead:
         names = ', '.join(str(record.UUID)[:8] for record in dead[:NAMED])
         yield (

@@ -12,6 +12,7 @@ from ZODB.broken import Broken
 
 from zodbjobs import clock, status
 from zodbjobs.model.job import WAITS_FOR_JOB
+from zodbjobs.monitor.alive import is_dead, serves
 from zodbjobs.monitor.view import has_channel, takes
 
 #: Holders of a quota, or jobs waited for, that a sentence names.
@@ -122,13 +123,20 @@ def _is_paused(job):
 
 
 def _serving(queue):
-    return [record for record in queue.dispatchers.values() if record.activated is not None]
+    return [record for record in queue.dispatchers.values() if serves(record)]
 
 
 def _has_no_dispatcher(job):
     queue = job.queue
-    if _serving(queue):
+    serving = _serving(queue)
+    if serving and all(record.stuck for record in serving):
+        name = str(serving[0].UUID)[:8]
+        return f'dispatcher {name} of queue {queue.name!r} lives and does nothing: restart it'
+    if serving:
         return None
+    dead = [str(record.UUID)[:8] for record in queue.dispatchers.values() if is_dead(record)]
+    if dead:
+        return f'dispatcher {dead[0]} of queue {queue.name!r} has died: start a worker'
     deployment = getattr(queue.parent, 'deployment', None)
     if deployment is not None:
         return (
@@ -237,8 +245,8 @@ def _holder(job):
         return 'an agent that is gone'
     record = agent.parent
     where = f'agent {agent.name!r} of dispatcher {str(record.UUID)[:8]}'
-    if record.activated is None:
-        where += ' (which has ended; its jobs go to others)'
+    if not serves(record):
+        where += ' (which has ended; its jobs go to others when a dispatcher looks)'
     return where
 
 

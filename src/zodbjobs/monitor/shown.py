@@ -16,6 +16,7 @@ from zodbjobs import clock, status
 from zodbjobs.model.call import custom_repr
 from zodbjobs.model.failure import is_failure
 from zodbjobs.model.intake import size_of
+from zodbjobs.monitor.alive import serves
 from zodbjobs.monitor.reason import why
 from zodbjobs.monitor.view import ended_count, oldest_due
 
@@ -202,11 +203,11 @@ def queue_facts(queue):
         'claimed': len(running),
         'finished': sum(ended_count(agent.history, status.COMPLETED) for agent in agents),
         'oldest_due_seconds': 0.0 if oldest is None else (now - oldest._due) / clock.SECOND,
-        'dispatchers': sum(r.activated is not None for r in queue.dispatchers.values()),
+        'dispatchers': sum(serves(record) for record in queue.dispatchers.values()),
         'threads': sum(
             agent.size
             for record in queue.dispatchers.values()
-            if record.activated is not None
+            if serves(record)
             for agent in record.values()
         ),
         'paused': queue.is_paused(now),
@@ -243,9 +244,9 @@ def dispatcher_facts(record):
 
 def dispatcher_state(record):
     """'active', 'stuck' (it lives and does nothing), 'dead' or 'off'."""
-    if record.activated:
+    if serves(record):
         return 'stuck' if record.stuck else 'active'
-    return 'dead' if record.dead else 'off'
+    return 'dead' if record.dead or record.activated is not None else 'off'
 
 
 def agent_facts(agent):
@@ -256,7 +257,7 @@ def agent_facts(agent):
         'name': agent.name,
         'queue': agent.queue.name,
         'dispatcher': str(record.UUID),
-        'serving': record.activated is not None,
+        'serving': serves(record),
         'size': agent.size,
         'jobs': len(jobs),
         'active': sum(job.status == status.ACTIVE for job in jobs),

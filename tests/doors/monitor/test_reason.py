@@ -1,12 +1,17 @@
 """Why a job does not run: a sentence for each reason there is."""
 
 import operator
+import os
+import socket
+import subprocess
+import sys
 
 import pytest
 import transaction
 
 from zodbjobs import Job, Queue, RetryPolicy, local, monitor, serial
 from zodbjobs.monitor.reason import length, why
+from zodbjobs.runtime import witness
 
 
 def said(job):
@@ -74,6 +79,38 @@ def test_nobody_serves(layer, put):
     assert said(put()) == "no dispatcher serves queue '': start a worker"
     layer.queues.deployment = 'production'
     assert "belongs to the deployment 'production', and a worker must name it" in said(put())
+
+
+def test_the_only_dispatcher_has_died(layer, put, tmp_path, monkeypatch):
+    """Also where no other one is left to say so: its process, or its lock, is gone."""
+    layer.dispatcher.deactivate()
+    transaction.begin()
+    record = layer.agent.parent
+    ended = subprocess.Popen([sys.executable, '-c', ''])
+    ended.wait()
+    record.activate(socket.gethostname(), ended.pid)
+    assert why(put()).endswith("of queue '' has died: start a worker")
+    record.host, record.pid = socket.gethostname(), os.getpid()
+    assert 'has died' not in why(put())
+    monkeypatch.setenv('ZODBJOBS_LOCK_DIR', str(tmp_path))
+    record.host = witness.place_of(str(tmp_path))
+    assert why(put()).endswith("of queue '' has died: start a worker")
+    assert monitor.dispatcher_facts(record)['state'] == 'dead'
+    assert monitor.queue_facts(layer.queue)['dispatchers'] == 0
+    layer.reactor.time_flies(1)
+    assert 'no dispatcher serves it' in monitor.health(layer.queues)['problems'][0]
+    lock = witness.RecordLock(str(tmp_path), str(record.UUID))
+    lock.acquire()
+    try:
+        assert 'has died' not in why(put())
+        assert monitor.dispatcher_facts(record)['state'] == 'active'
+    finally:
+        lock.release()
+    record.host = 'elsewhere'
+    assert 'has died' not in why(put())
+    record.stuck = record.activated
+    assert why(put()).endswith("of queue '' lives and does nothing: restart it")
+    transaction.abort()
 
 
 def test_no_agents(layer, put):
