@@ -53,10 +53,13 @@ THREADS = 3
 PUT_EVERY_SECONDS = 0.25
 CHAOS_SECONDS = (0.3, 2.0)  # between two blows
 STOPPED_SECONDS = (0.5, 3.0)
-SHOWN_FAULTS = 20
+SHOWN_FAULTS = 5
 SHOWN_LINES = 60  # of the log
-PEACE_SECONDS = 30  # for the work to end when the blows have
-FILE_LIFE_SECONDS = (1.0, 3.0)  # of the only worker on a FileStorage
+PEACE_SECONDS = 30  # without any job that ends, when the blows have ended
+MOST_PEACE_SECONDS = 240  # for all of them to end
+FILE_PEACE_SECONDS = 10  # of the lives in which a file's jobs end
+FILE_LIFE_SECONDS = (0.2, 3.0)  # of the only worker on a FileStorage, from its first pass on
+START_SECONDS = 60  # at most, until a worker serves
 
 
 # What the jobs do: their effect is in the database, in an object of their own -----------------
@@ -176,6 +179,7 @@ class Workers:
     def __init__(self, uri, count, log):
         self.uri = uri
         self.log = log
+        self.read_from = os.stat(log.name).st_size
         self.killed = []  # microseconds of each SIGKILL
         self.started = []  # microseconds of each start
         self.processes = [self._start() for _ in range(count)]
@@ -185,6 +189,16 @@ class Workers:
         command = [sys.executable, '-m', 'zodbjobs', 'run', self.uri, '--threads', str(THREADS)]
         command += ['--path', __name__, '--grace', '2', '--poll-interval', '2']
         return subprocess.Popen(command, stdout=self.log, stderr=self.log)
+
+    def wait_until_one_serves(self):
+        """Wait until one of them says that it has begun, as a busy machine takes its time."""
+        end = clock.monotonic() + START_SECONDS
+        while clock.monotonic() < end:
+            with open(self.log.name, errors='replace') as said:
+                said.seek(self.read_from)
+                if 'begins to serve' in said.read():
+                    return
+            time.sleep(0.05)
 
     def again(self, index):
         self.processes[index].wait()
@@ -331,19 +345,20 @@ def torture_file(folder, seconds, chance, log):
             deed = _one_life(place.uri, chance, log, killed, started)
             blows[deed] = blows.get(deed, 0) + 1
             place.reopen()
-        close_database(place.db)
-        workers = Workers(place.uri, 1, log)
-        time.sleep(min(PEACE_SECONDS, 10 + producer.put_count * 0.08))
-        workers.end()
+        _end_in_peace(place, log)
+        workers = Workers(place.uri, 0, log)
         workers.killed, workers.started = killed, started
-        place.reopen()
         return Count(place.db, producer, workers, blows)
 
 
 def _one_life(uri, chance, log, killed, started):
     workers = Workers(uri, 1, log)
     started += workers.started
-    time.sleep(1 + chance.uniform(*FILE_LIFE_SECONDS))
+    if chance.random() < 0.2:
+        time.sleep(1)  # and it dies while it starts
+    else:
+        workers.wait_until_one_serves()
+        time.sleep(chance.uniform(*FILE_LIFE_SECONDS))
     if chance.random() < 0.75:
         workers.kill(0)
         workers.processes[0].wait()
@@ -355,13 +370,38 @@ def _one_life(uri, chance, log, killed, started):
 
 def _wait_for_peace(db):
     """Let the work end, as long as it gets less."""
-    end = clock.monotonic() + PEACE_SECONDS
-    while clock.monotonic() < end:
-        with contextlib.closing(db.open(transaction.TransactionManager())) as connection:
-            root = connection.root()
-            if all(job.status == COMPLETED for _, job in root['effects'].values()):
-                return
+    last = clock.monotonic() + MOST_PEACE_SECONDS
+    left, end = None, 0.0
+    while left != 0 and clock.monotonic() < last:
+        now = _unfinished(db)
+        if left is None or now < left:
+            left, end = now, clock.monotonic() + PEACE_SECONDS
+        elif clock.monotonic() > end:
+            return
         time.sleep(0.5)
+
+
+def _unfinished(db):
+    """How many jobs have not come to their end, with those that they have put themselves."""
+    with contextlib.closing(db.open(transaction.TransactionManager())) as connection:
+        root = connection.root()
+        count = sum(job.status != COMPLETED for _, job in root['effects'].values())
+        return count and count + len(root[KEY][''])
+
+
+def _end_in_peace(place, log):
+    """Let workers work on a file, which nobody else can open, until all is done."""
+    left = _unfinished(place.db)
+    while left:
+        close_database(place.db)
+        workers = Workers(place.uri, 1, log)
+        workers.wait_until_one_serves()
+        time.sleep(FILE_PEACE_SECONDS)
+        workers.end()
+        place.reopen()
+        former, left = left, _unfinished(place.db)
+        if left >= former:
+            return
 
 
 class Count:
