@@ -57,11 +57,19 @@ def _state(queue):
         'oldest_due_seconds': 0.0 if oldest is None else (now - oldest._due) / clock.SECOND,
         'dispatchers': sum(serves(record) for record in queue.dispatchers.values()),
         'stuck': [str(each.UUID) for each in _stuck_ones(queue)],
+        'orphans': sum(
+            len(agent)
+            for record in queue.dispatchers.values()
+            if is_dead(record)
+            for agent in record.values()
+        ),
         'paused': queue.is_paused(now),
     }
 
 
 def _problems(state, max_wait):
+    if state.get('orphans') and not state['dispatchers']:
+        yield f'{state["orphans"]} jobs of a dispatcher that died wait for another one'
     if state['paused'] or not state['oldest_due_seconds']:
         return
     if not state['dispatchers']:

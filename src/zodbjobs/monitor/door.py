@@ -16,6 +16,7 @@ also when the reactor is stuck.  Deeds run in such a thread, in transactions of
 their own.
 """
 
+import atexit
 import contextlib
 import json
 import logging
@@ -58,12 +59,18 @@ class Door:
         self._listeners = []  # (socket, the thread that accepts there)
         self._callers = threading.BoundedSemaphore(CALLERS)
         self._announcement = None
+        self._pid = os.getpid()
         if hasattr(socket, 'AF_UNIX'):
             self._listen_locally()
         if tcp is not None:
             self._listen_on_the_net(tcp)
         if self.places:
             self._announce()
+        atexit.register(self._close_at_exit)  # a reactor may never be told to stop
+
+    def _close_at_exit(self):
+        if os.getpid() == self._pid:  # and not in a child that was forked
+            self.close()
 
     def _listen_locally(self):
         path = socket_path(self.folder, self.dispatcher.UUID)
@@ -136,6 +143,7 @@ class Door:
 
     def close(self):
         """Let nobody in any more.  Twice does no harm."""
+        atexit.unregister(self._close_at_exit)
         paths = [place for place in self.places if isinstance(place, str)]
         if self._announcement is not None:
             paths.append(self._announcement)

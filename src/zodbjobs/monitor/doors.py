@@ -126,8 +126,9 @@ def _at(facts):
     try:
         return Caller(facts)
     except (ConnectionRefusedError, FileNotFoundError):
-        with contextlib.suppress(OSError):
-            os.unlink(facts['announcement'])
+        for left in (facts['announcement'], facts['places'][0]):
+            with contextlib.suppress(OSError, TypeError):
+                os.unlink(left)
     except OSError:
         pass  # too many callers, for one
     return None

@@ -60,6 +60,9 @@ def _is_active(job):
     if job.waits is not None:
         return f'it has run in {holder}, and waits for what it returned to have a value'
     agent = job.agent
+    if agent is not None and agent.parent is not None and not serves(agent.parent):
+        name = str(agent.parent.UUID)[:8]
+        return f'dispatcher {name}, which ran it, has ended: it goes to others when one looks'
     since = None if agent is None else agent.claimed_at(job)
     return f'it runs: {holder} claimed it' + ('' if since is None else f' {_ago(since)}')
 
@@ -246,7 +249,7 @@ def _holder(job):
     record = agent.parent
     where = f'agent {agent.name!r} of dispatcher {str(record.UUID)[:8]}'
     if not serves(record):
-        where += ' (which has ended; its jobs go to others when a dispatcher looks)'
+        where += ' (which has ended)'
     return where
 
 

@@ -12,8 +12,12 @@ from zodbjobs.runtime import dispatcher as dispatchers
 #: What lets jobs that block go on.
 gate = threading.Event()
 
+#: Says that one has begun.
+entered = threading.Event()
+
 
 def block():
+    entered.set()
     assert gate.wait(20)
 
 
@@ -58,8 +62,10 @@ def busy(put):
     """busy(**options) -> a job that keeps a thread until the test is over."""
 
     def busy(**options):
+        entered.clear()
         job = put(block, (), **options)
         testing.wait_for_start(job)
+        assert entered.wait(20)
         transaction.begin()
         return job
 

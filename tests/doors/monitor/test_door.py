@@ -178,7 +178,11 @@ def test_what_a_dead_process_left_is_removed(layer, folder):
     left = path.read_text()
     door.close()
     path.write_text(left)
-    assert doors.found() == [] and not path.exists()
+    socket_path = door.folder + '/left.monitor'
+    path.write_text(json.dumps(json.loads(left) | {'places': [socket_path]}))
+    with socket.socket(socket.AF_UNIX) as listener:
+        listener.bind(socket_path)  # and nobody listens
+    assert doors.found() == [] and not path.exists() and not os.path.exists(socket_path)
     path.write_text('{"uuid"')  # half of one
     assert doors.found() == []
 

@@ -113,6 +113,17 @@ def test_the_only_dispatcher_has_died(layer, put, tmp_path, monkeypatch):
     transaction.abort()
 
 
+def test_a_job_whose_dispatcher_has_died(layer, busy):
+    job = busy()
+    record = layer.agent.parent
+    ended = subprocess.Popen([sys.executable, '-c', ''])
+    ended.wait()
+    record.host, record.pid = socket.gethostname(), ended.pid
+    assert why(job).endswith('which ran it, has ended: it goes to others when one looks')
+    assert '1 jobs of a dispatcher that died' in monitor.health(layer.queues)['problems'][0]
+    transaction.abort()
+
+
 def test_no_agents(layer, put):
     layer.queues['bare'] = Queue()
     transaction.commit()
