@@ -144,6 +144,11 @@ class Probe(BrowserView):
     def method(self):
         return self.queue.put(self.context.describe).oid
 
+    def make_and_put(self, id):
+        """Put a method of content that is made in the same transaction."""
+        self.context._setObject(id, Content(id))
+        return self.queue.put(self.context[id].describe).oid
+
     def script(self):
         script = Script()
         script.id = 'script'

@@ -23,7 +23,7 @@ SLUGS = TOP / 'zcml'
 INCLUDES = (EXAMPLES / 'zope' / 'shop.zcml', HERE / 'probe.zcml')
 
 #: Seconds in which a server must be there, and a job done, on a busy machine.
-PATIENCE_SECONDS = 60
+PATIENCE_SECONDS = 100
 
 #: What a Zope keeps its data in: its own file, or what a ZEO server has.
 FILE = """

@@ -6,7 +6,7 @@ pytest.importorskip('Products.CMFPlone')
 
 from support import EXAMPLES, HERE, INCLUDES, Instance, wait_until
 
-pytestmark = pytest.mark.processes
+pytestmark = [pytest.mark.processes, pytest.mark.timeout(300)]
 
 EVA, MAX = 'eva:secret-12345', 'max:secret-12345'
 JSON = {'Accept': 'application/json'}

@@ -6,7 +6,7 @@ pytest.importorskip('Zope2')
 
 from support import Instance, wait_until
 
-pytestmark = pytest.mark.processes
+pytestmark = [pytest.mark.processes, pytest.mark.timeout(300)]
 
 
 @pytest.fixture(scope='module')

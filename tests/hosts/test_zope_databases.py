@@ -11,7 +11,7 @@ from support import FILE, ZEO, Instance, wait_until
 
 from zodbjobs.testing.storages import zeo_database
 
-pytestmark = pytest.mark.processes
+pytestmark = [pytest.mark.processes, pytest.mark.timeout(300)]
 
 BOB = 'bob:secret'
 
@@ -36,6 +36,7 @@ def test_jobs_in_a_database_of_their_own(tmp_path):
         assert zope.result(zope.probe('count', '/site1')) == 1
         assert zope.result(zope.probe('measured_blob', '/site1', text='data')) == 4
         assert zope.probe('read_blob', '/site1') == 'data'
+        assert zope.result(zope.probe('make_and_put', '/site1', id='new'))[0] == '/site1/new'
         reply = zope.ask('/site1/@@order-by-service', BOB, number='9')
         address = reply.headers['Location'].partition(str(zope.port))[2]
         assert wait_until(lambda: zope.ask(address, BOB).json['outcome'] == 'success')

@@ -315,12 +315,25 @@ def unwrapped(value):
         chain.append(base)
         if IApplication.providedBy(base):
             placed = map(_is_placed, chain, chain[1:])
+            _give_homes(chain)
             return Wrapped(chain, placed)
         each = aq_parent(aq_inner(each))
     raise TypeError(
         f'{value!r} is not in the site: nothing above it is the root of Zope; put the job when'
         f' the content is in its place, or pass a key to look it up by'
     )
+
+
+def _give_homes(chain):
+    """Content that was made in this transaction goes to the database of what it lies in.
+
+    A job in another database would leave two to choose from.
+    """
+    jar = chain[-1]._p_jar
+    for base in reversed(chain):
+        if base._p_jar is None and jar is not None:
+            jar.add(base)
+        jar = base._p_jar
 
 
 def _is_placed(inner, outer):
