@@ -35,8 +35,8 @@ HEIGHTS = {room: height for height, rooms in enumerate(FLOORS.values()) for room
 
 #: What the other stored classes are built of.
 STRUCTURES = {
-    'call', 'ids', 'intake', 'lanes', 'lease', 'log', 'merging', 'moments', 'notes', 'number',
-    'owned', 'ready', 'reservations', 'sequence', 'shard', 'tally',
+    'call', 'groups', 'ids', 'intake', 'lanes', 'lease', 'log', 'merging', 'moments', 'notes',
+    'number', 'owned', 'ready', 'reservations', 'sequence', 'shard', 'tally',
 }  # fmt: skip
 
 #: floor -> what it never imports from outside.  Time comes from `clock`.

@@ -119,14 +119,15 @@ def test_a_stream_ends_as_soon_as_its_quota_is_full():
 
 def test_streams_are_merged_without_comparing_jobs():
     streams = [[(1, object()), (3, object())], [(1, object()), (2, object())]]
-    assert [token for token, _ in merged([iter(each) for each in streams])] == [1, 1, 2, 3]
-    assert list(merged([])) == []
+    found = merged([iter(each) for each in streams], [0, 0])
+    assert [token for token, _ in found] == [1, 1, 2, 3]
+    assert list(merged([], [])) == []
 
 
 def test_late_streams_come_later():
     streams = [[(1, 'a'), (30, 'b')], [(2, 'c'), (40, 'd')], [(3, 'e')]]
     found = merged([iter(each) for each in streams], [0, 100, 25])
-    assert [name for _, name in found] == ['a', 'e', 'b', 'c', 'd']
+    assert [item[1] for _, item in found] == ['a', 'e', 'b', 'c', 'd']
 
 
 def test_a_large_group_is_spread_over_shards():

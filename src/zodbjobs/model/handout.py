@@ -9,6 +9,7 @@ into the trees, unless it is little.
 Runs in a dispatcher's claim transaction; the runtime commits.
 """
 
+import heapq
 import itertools
 
 from ZODB.broken import Broken
@@ -25,7 +26,6 @@ from zodbjobs.model.ready import (
     QUOTAS,
     RUNS_ONCE,
     SHARDS,
-    merged,
     order_key,
     shard_of,
 )
@@ -45,6 +45,12 @@ SHARD_MICROSECONDS = 2_000_000
 
 #: Jobs that a filter may look at in one round.
 FILTER_LIMIT = 1000
+
+#: So many sorted groups behind full quotas are asked again in each round; more are shut.
+FULL_LIMIT = 30
+
+#: Quotas with groups that are shut that one round, or a slow one, looks at in turn.
+SOME_QUOTAS, LATE_QUOTAS = 5, 500
 
 #: Jobs whose deadline has passed that are failed in one round.
 EXPIRE_LIMIT = 100
@@ -75,6 +81,7 @@ class Round:
         self.reports_wait = reports_wait  # of attempts that ended, to be written down
         self.fresh = {}  # group -> [(token, chunk, group, job)], sorted; still in the lanes
         self.rooms = {}  # quota name -> free places
+        self.full = {}  # sorted group -> the name of the quota that is full
         self.cleaned = set()  # names of quotas that forgot what runs no more
         self.sorted_count = 0  # entries that came to the trees, less those that left
         self.deadlines = {}  # oid of a job -> Entry, of fresh entries that have a deadline
@@ -88,6 +95,7 @@ class Round:
 
     def sort(self, late=False):
         """Read the lanes, with `late` also what came late to them, and move what is due."""
+        self._open_free(late)
         self.touched |= bool(self.ready.mature(self.now, SORT_LIMIT))
         intake = self.queue.intake
         entries = list(intake.entries(SORT_LIMIT, self.lanes, late))
@@ -218,20 +226,26 @@ class Round:
         `place` is the chunk, or the slot in the group's tree.
         """
         channels = agent.channels
-        fresh = sorted(
-            group
-            for group in self.fresh
+        fresh = [
+            ((group[PRIORITY], item[0]), item)
+            for group, items in self.fresh.items()
             if (channels is None or group[CHANNEL] in channels) and self._is_for_us(group)
-        )
-        fresh_runs = [list(run) for _, run in itertools.groupby(fresh, key=lambda g: g[PRIORITY])]
-        for fresh_run, ready_run in _paired(fresh_runs, self.ready.runs(channels)):
-            streams = [iter(self.fresh[group]) for group in fresh_run]
-            sorted_groups = [
-                group for group in ready_run if self._is_for_us(group) and self._has_room(group)
-            ]
-            penalties = [0] * len(streams) + [self._penalty(group) for group in sorted_groups]
-            streams += [self.ready.stream(group, self._has_room) for group in sorted_groups]
-            yield from merged(streams, penalties)
+            for item in items
+        ]
+        fresh.sort(key=_place)
+        known = self.ready.candidates(channels, self._may_be_taken, self._penalty)
+        for _, item in heapq.merge(fresh, known, key=_place):
+            yield item
+
+    def _may_be_taken(self, group):
+        """Whether a sorted group is for us and has room; notes a quota that is full."""
+        if not self._is_for_us(group):
+            return False
+        for name in group[QUOTAS]:
+            if self._room(name) < 1:
+                self.full[group] = name
+                return False
+        return True
 
     def _penalty(self, group):
         """How much later than it was a filing in that tree counts, as others come here first."""
@@ -410,8 +424,27 @@ class Round:
                 self._file(self.deadlines.get(oid) or Entry(token, 0, group, job))
             self.fresh = {}
             self.deadlines = {}
+        self._shut_full()
         self.write_count()
         self.queue.settle_count()
+
+    def _shut_full(self):
+        """Let claims not come by at groups behind full quotas, where there are many of them."""
+        if len(self.full) > FULL_LIMIT:
+            for group, name in self.full.items():
+                if self._room(name) < 1:
+                    self.ready.groups.shut(group, name)
+            self.touched = True
+        self.full = {}
+
+    def _open_free(self, late):
+        """Let claims come by again where a quota that shut groups has room."""
+        ready = self.ready
+        names = ready.groups.shut_quotas(ready.looked_at, LATE_QUOTAS if late else SOME_QUOTAS)
+        for name in names:
+            if self._room(name) > 0:
+                self.touched |= bool(ready.groups.open(name))
+        ready._v_looked_at = names[-1] if names else ''
 
     def write_count(self):
         """Bring the queue's count of sorted jobs up to date."""
@@ -436,15 +469,5 @@ class _Anybody:
     channels = None
 
 
-def _paired(fresh_runs, ready_runs):
-    """Yield (groups in the lanes, groups in the trees) of one priority, in order."""
-    fresh_runs = iter(fresh_runs)
-    fresh, ready = next(fresh_runs, None), next(ready_runs, None)
-    while fresh is not None or ready is not None:
-        a = fresh[0][PRIORITY] if fresh else 1 << 40
-        b = ready[0][PRIORITY] if ready else 1 << 40
-        yield (fresh if a <= b else []), (ready if b <= a else [])
-        if a <= b:
-            fresh = next(fresh_runs, None)
-        if b <= a:
-            ready = next(ready_runs, None)
+def _place(item):
+    return item[0]

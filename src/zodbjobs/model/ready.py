@@ -20,9 +20,9 @@ import itertools
 
 from BTrees.Length import Length
 from BTrees.LOBTree import LOBTree
-from BTrees.OOBTree import OOBTree
 from persistent import Persistent
 
+from zodbjobs.model.groups import Groups
 from zodbjobs.model.intake import URGENT
 
 #: Bits of a key that are not time.
@@ -91,7 +91,7 @@ class Ready(Persistent):
     """The sorted jobs of a queue.  This record itself is written once."""
 
     def __init__(self):
-        self.groups = OOBTree()  # {group: Sorted {token: (token, job)}}
+        self.groups = Groups()  # {group: Sorted {token: (token, job)}}
         self.later = Sorted()  # {due << 6: (token, group, job)}
         self.deadlines = Sorted()  # {deadline << 6: (token, job)}
         self.waiting = Length()  # entries in groups and later
@@ -109,10 +109,7 @@ class Ready(Persistent):
         shard = 0 if group[QUOTAS] else self._next_shard()
         if shard:
             group = (*group, shard)
-        tree = self.groups.get(group)
-        if tree is None:
-            tree = self.groups[group] = Sorted()
-        tree.add(token, (token, job))
+        self.groups.add(group, token, (token, job), Sorted)
 
     def _next_shard(self):
         count = self.__dict__.get('_v_filed')
@@ -132,6 +129,11 @@ class Ready(Persistent):
             self._file_due(group, token, job)
             count += 1
         return count
+
+    @property
+    def looked_at(self):
+        """The quota up to which this connection has looked for those with room again."""
+        return self.__dict__.get('_v_looked_at', '')
 
     def next_due(self):
         """Microseconds at which the first later job becomes due, or None."""
@@ -157,7 +159,7 @@ class Ready(Persistent):
         With `channels` (an iterable of names) only groups of those.
         """
         if channels is None:
-            for _, run in itertools.groupby(self.groups.keys(), key=lambda g: g[PRIORITY]):
+            for _, run in itertools.groupby(self.groups, key=lambda g: g[PRIORITY]):
                 yield list(run)
             return
         names = sorted(channels)
@@ -192,13 +194,26 @@ class Ready(Persistent):
             for token, group, job in self.later.values(max=order_key(now + 1), excludemax=True)
         ]
         rest.sort(key=_place)
-        return heapq.merge(rest, self._walk_groups(), key=_place)
+        groups = ((*place, item[-1]) for place, item in self.groups.walk(shut=True))
+        return heapq.merge(rest, groups, key=_place)
 
-    def _walk_groups(self):
-        for run in self.runs():
-            streams = [self.stream(group) for group in run]
-            for token, _, group, job in merged(streams):
-                yield group[PRIORITY], token, job
+    def candidates(self, channels, wanted, penalty):
+        """Yield ((priority, token), (token, slot, group, job)) of due jobs in that order.
+
+        Of those channels, if any are named; of groups that `wanted` accepts, which
+        is asked before each job.  `penalty(group)` is added to tokens in the order.
+        """
+        if channels is None:
+            return self.groups.walk(wanted, penalty)
+        return self._of_channels(channels, wanted, penalty)
+
+    def _of_channels(self, channels, wanted, penalty):
+        for run in self.runs(channels):
+            groups = [group for group in run if wanted(group)]
+            penalties = [penalty(group) for group in groups]
+            streams = [self.stream(group, wanted) for group in groups]
+            for late, item in merged(streams, penalties):
+                yield (item[2][PRIORITY], late), item
 
     def walk_later(self, now):
         """Yield (due, priority, token, job) of the jobs due after `now`, the first due first."""
@@ -210,10 +225,7 @@ class Ready(Persistent):
 
     def take(self, group, slot):
         """Remove one due job."""
-        tree = self.groups[group]
-        del tree[slot]
-        if not tree:
-            del self.groups[group]
+        self.groups.take(group, slot)
 
     def withdraw(self, group, due, token):
         """Take the entry of a waiting job off, wherever it is sorted; False if it is not here.
@@ -254,17 +266,12 @@ def _place(item):
     return item[:2]
 
 
-def merged(streams, penalties=None):
-    """Merge streams of (token, ...) by token, without comparing what follows.
+def merged(streams, penalties):
+    """Merge streams of (token, ...), each with its penalty added to its tokens.
 
-    `penalties`, one for each stream, are added to its tokens in that.
+    Yields (token with the penalty, item); what follows the token is not compared.
     """
-    if len(streams) == 1:
-        return streams[0]
-    if not any(penalties or ()):
-        return heapq.merge(*streams, key=_token)
-    late = map(_later, streams, penalties)
-    return (item for _, item in heapq.merge(*late, key=_token))
+    return heapq.merge(*map(_later, streams, penalties), key=_token)
 
 
 def _later(stream, penalty):

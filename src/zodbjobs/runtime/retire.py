@@ -59,6 +59,8 @@ class Retirement:
         """Take back these places; a sibling may have waited for one."""
         was_filled = quota.filled
         quota.free(filings)
+        if quota.room() > 0:
+            self.queue.ready.groups.open(quota.name)
         siblings = sum(r.activated is not None for r in self.queue.dispatchers.values()) > 1
         if was_filled and siblings:
             announce(JobFiled(None, self.queue))

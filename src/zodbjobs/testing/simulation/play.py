@@ -19,7 +19,7 @@ import transaction
 
 from zodbjobs import Agent, Queue, Queues, clock
 from zodbjobs.interfaces import KEY
-from zodbjobs.model import intake
+from zodbjobs.model import handout, intake
 from zodbjobs.runtime import dispatcher as dispatchers
 from zodbjobs.runtime import trouble
 from zodbjobs.testing.simulation import errands
@@ -171,6 +171,9 @@ class Play:
             stack.callback(self._strike)
             stack.callback(setattr, intake, 'lane_number', intake.lane_number)
             intake.lane_number = self._lane_number
+            stack.callback(setattr, handout, 'FULL_LIMIT', handout.FULL_LIMIT)
+            if self.seed % 2:  # a few groups stand for many
+                handout.FULL_LIMIT = 0
             errands._playing.append(self)
             stack.callback(errands._playing.remove, self)
             self._draw_traits()
