@@ -141,15 +141,16 @@ class Groups(Persistent):
             self._quotas.remove((quota, group))
 
     def shut(self, group, quota):
-        """The quota of that name is full: no claim needs to come by here."""
+        """The quota of that name is full: no claim needs to come by here.  Whether one did."""
         found = self._trees.get(group)
         if found is None or found[1] is not None:
-            return
+            return False
         bound, _, tree = found
         self._trees[group] = (bound, quota, tree)
         self._heads.remove((group[PRIORITY], bound, group))
         self._shut.insert((group[PRIORITY], bound, group))
         self._quotas.insert((quota, group))
+        return True
 
     def open(self, quota, limit=OPEN_LIMIT):
         """The quota of that name has room: claims come by again.  Returns how many were opened."""

@@ -433,8 +433,7 @@ class Round:
         if len(self.full) > FULL_LIMIT:
             for group, name in self.full.items():
                 if self._room(name) < 1:
-                    self.ready.groups.shut(group, name)
-            self.touched = True
+                    self.touched |= self.ready.groups.shut(group, name)
         self.full = {}
 
     def _open_free(self, late):

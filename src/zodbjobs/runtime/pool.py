@@ -121,7 +121,7 @@ class Worker:
         joblog.begin(assignment, job._attempts + 1)
         trace.info('%s begins: %r', joblog.current(), job)
         self.statistics.started(
-            assignment.job_id, repr(job), self.thread.ident, job._due, job._interrupted
+            assignment.job_id, repr(job), threading.get_ident(), job._due, job._interrupted
         )
 
     def limit(self, assignment, limits):
