@@ -19,6 +19,7 @@ from zodbjobs.interfaces import KEY, QueueClosed, QueueFull
 from zodbjobs.model.claim import (
     Claim,
     is_fit,
+    is_lent,
     lent,
     retire,
     take_back,
@@ -127,7 +128,7 @@ class Store:
 
     def _release_all(self, queue):
         for _, token, job, _name in list(queue.leases.entries()):
-            if job._token == token and job._status == status.ACTIVE:
+            if is_lent(job, token):
                 job.rescheduled(0)
         queue.leases.clear()
 
@@ -326,8 +327,7 @@ class Store:
     def own(self, reservation):
         """The job that is reserved so, or None if it was taken back."""
         job = self.connection.get(reservation.lent.oid)
-        ours = job._token == reservation.lent.token and job._status == status.ACTIVE
-        return job if ours else None
+        return job if is_lent(job, reservation.lent.token) else None
 
     def _retire(self, reservation, job, keys):
         queue = self.connection.get(reservation.lent.queue_oid)
@@ -487,10 +487,7 @@ class Store:
         return {
             'urgent': urgent,
             'ready': ready,
-            'reserved': sum(
-                job._token == token and job._status == status.ACTIVE
-                for _, token, job, _ in queue.leases.entries()
-            ),
+            'reserved': sum(is_lent(job, token) for _, token, job, _ in queue.leases.entries()),
             'delayed': len(queue.ready.later),
             'buried': len(queue.held),
         }

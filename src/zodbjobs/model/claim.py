@@ -339,7 +339,7 @@ class Claim:
     def _own(self, verb):
         """The job, if it is still lent to us; one that nobody claimed since is taken again."""
         job = self.job
-        if job._token == self.lent.token and job._status == status.ACTIVE:
+        if is_lent(job, self.lent.token):
             return job
         waits = job._status == status.PENDING and job._attempts == self.token
         if waits and job.status == status.PENDING:
@@ -357,6 +357,11 @@ class Claim:
 
     def __repr__(self):
         return f'<Claim {self.token} of {self.job!r}>'
+
+
+def is_lent(job, token):
+    """Whether a job is lent under that filing, as far as its record says."""
+    return job._token == token and job._status == status.ACTIVE
 
 
 def claim_on(job):

@@ -28,6 +28,7 @@ from zodbjobs.model.claim import (
     SOON_SECONDS,
     Claim,
     conclude_urgent,
+    is_lent,
     lend,
     retire,
     take_back,
@@ -242,7 +243,9 @@ class Consumer:
         def extend():
             until = clock.micros() + lent.span
             leases = self._connection.get(lent.queue_oid).leases
-            key = leases.extend(claim.keys, u64(lent.oid), lent.token, until)
+            key = None
+            if is_lent(self._twin(claim), lent.token):
+                key = leases.extend(claim.keys, u64(lent.oid), lent.token, until)
             return (until, key), key is not None
 
         answer = self._commit(extend)

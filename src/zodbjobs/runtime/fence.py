@@ -11,6 +11,11 @@ Runs in a dispatcher's transaction, or in that of the command ``zodbjobs adopt``
 
 import os
 
+from zodbjobs.model.claim import take_back
+
+#: A time (microseconds) at which every lease has ended.
+FOR_EVER = 2**60
+
 #: Gives a worker its deployment where no argument does.
 VARIABLE = 'ZODBJOBS_DEPLOYMENT'
 
@@ -55,6 +60,8 @@ def adopt(queues, deployment, discard=False):
         for record in queue.dispatchers.values():
             if record.activated is not None:
                 record.died()
+        while take_back(queue, FOR_EVER):  # what consumers have claimed
+            pass
         if discard:
             count += queue.clear()
             for job in list(queue.held.values()):
