@@ -106,6 +106,20 @@ def test_adopting_may_discard_the_jobs(copy, capsys):
     db.close()
 
 
+def test_adopting_ends_the_claims_of_the_original(copy):
+    db = ZODB.DB(copy)
+    connection = db.open()
+    with connection.root()[KEY][''].consumer('production') as consumer:
+        consumer.claim(0)
+        with db.transaction() as other:
+            queues = other.root()[KEY]
+            assert len(queues[''].leases) == 1
+            assert fence.adopt(queues, None, discard=True) == 1
+            assert (len(queues['']), len(queues[''].leases)) == (0, 0)
+    connection.close()
+    db.close()
+
+
 def test_an_unmarked_database_is_marked_by_the_first_worker_with_a_name(tmp_path):
     db = ZODB.DB(str(tmp_path / 'new.fs'))
     layer_queues(db, None)
