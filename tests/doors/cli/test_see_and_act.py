@@ -266,6 +266,7 @@ def test_completion(capsys):
 
 def test_tables_are_styled_on_a_terminal(monkeypatch, path, capsys):
     """What stands in a table is the same with rich and without."""
+    pytest.importorskip('rich')
     from zodbjobs.cli import tables
 
     columns = [('STATE', lambda row: row[0]), ('N', lambda row: row[1])]

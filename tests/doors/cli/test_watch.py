@@ -64,6 +64,7 @@ def test_top_shows_how_far_a_job_is(layer, running):
 
 def test_top_on_a_terminal(layer, running, monkeypatch):
     """Two looks; between them a job ends, and the rate is shown."""
+    pytest.importorskip('rich')
     looks = []
 
     def pause(seconds):
