@@ -25,6 +25,8 @@ from zodbjobs.monitor.questions import ask
 from zodbjobs.runtime.address import open_database
 from zodbjobs.testing import storages
 
+pytest.importorskip('prometheus_client', reason='the worker serves metrics')
+
 pytestmark = pytest.mark.processes
 
 PAGE = Path(__file__).resolve().parents[2] / 'docs' / 'operating.rst'

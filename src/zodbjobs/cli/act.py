@@ -310,7 +310,8 @@ def value_of(word):
 put = Command(
     """
     Put a job that calls a function, and print its number.  Arguments are JSON values; a word that
-    is none is a text.
+    is none is a text.  The function must be importable here (--path says where it is), or in the
+    process that has the file open.
     """,
     """
     zodbjobs put zeo://localhost:9991 myapp.tasks:reindex 7 '"all"' --delay 60
