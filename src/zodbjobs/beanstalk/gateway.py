@@ -125,6 +125,7 @@ class Gateway:
         self._ties = itertools.count()
         self._timer = self._soon = None
         self._solo = False
+        self._shall_sweep = False
         self._batch = _Batch()
         self.committing = False
 
@@ -153,6 +154,11 @@ class Gateway:
     def rung(self):
         """Another process, or another part of this one, has committed something about jobs."""
         self._stirred.update(self._waiters)
+        self._flush_soon()
+
+    def sweep(self):
+        """Look soon for jobs that ended elsewhere."""
+        self._shall_sweep = True
         self._flush_soon()
 
     def drain(self):
@@ -191,12 +197,15 @@ class Gateway:
         self._batch = _Batch()
         self.store.begin()
         self._tick()
+        if self._shall_sweep:
+            self.store.sweep()
         self._apply()
         self.committing = True
         try:
             self.store.commit()
         finally:
             self.committing = False
+        self._shall_sweep = False
 
     def _single_steps(self, error):
         """Apply command by command; the one that raises is answered with INTERNAL_ERROR."""

@@ -16,6 +16,9 @@ from zodbjobs.beanstalk.gateway import Client
 from zodbjobs.beanstalk.protocol import Parser
 from zodbjobs.runtime import wakeup
 
+#: Seconds between looks for jobs that agents and consumers have ended.
+SWEEP_SECONDS = 10
+
 #: A client that has so many commands waiting is not read.
 COMMANDS_AHEAD = 1000
 
@@ -102,4 +105,10 @@ def attach(gateway, reactor, listen=wakeup.listen):
         if not gateway.committing:  # our own commit tells us nothing
             reactor.callFromThread(gateway.rung)
 
+    def sweep():
+        gateway.sweep()
+        reactor.callLater(SWEEP_SECONDS, sweep)
+
+    if not gateway.store.exclusive:  # else nobody else can end a job
+        reactor.callLater(SWEEP_SECONDS, sweep)
     return listen(gateway.store.db, ring)

@@ -37,6 +37,9 @@ URGENT_BELOW = 1024
 #: So many ready jobs of a tube are looked up at once.
 LOOK_AHEAD = 50
 
+#: Numbers looked at in one sweep.
+SWEEP_LIMIT = 1000
+
 #: Commits after which the connection's cache is brought to its size.
 CLEAN_EVERY = 50
 
@@ -80,6 +83,7 @@ class Store:
         self._ahead = {}  # name of a tube -> what its Round has first, the last one first
         self._filed = set()  # names of tubes to which this transaction brought entries
         self._commits = 0
+        self._swept = 0  # the number down to which was swept
         self.now = 0
 
     # transactions
@@ -207,6 +211,13 @@ class Store:
         block = numbers.open_block(self._block)
         self._block = block.first
         numbers.give(block)
+
+    def sweep(self):
+        """Forget numbers of jobs that ended elsewhere; some at a time, in turn."""
+        numbers = self.queues.numbers
+        found, self._swept = numbers.ended(self._swept, SWEEP_LIMIT)
+        for number in found:
+            numbers.forget(number)
 
     def find(self, number):
         """The job of a number, if it is there and not done; else None."""
@@ -476,7 +487,8 @@ class Store:
         """{'urgent': n, 'ready': n, 'reserved': n, 'delayed': n, 'buried': n} of a tube."""
         self._sort(queue)
         ready = urgent = 0
-        for group, tree in queue.ready.groups.items():
+        groups = queue.ready.groups
+        for group, tree in zip(groups, groups.values(), strict=True):
             if group[PRIORITY] != URGENT:
                 ready += len(tree)
                 urgent += len(tree) if group[PRIORITY] < URGENT_BELOW else 0

@@ -6,13 +6,14 @@ several doors to one database never conflict.  Numbers of a door ascend; those o
 several doors say nothing about the order of the puts.
 
 A number is forgotten by the door that sees its job end.  One whose job ended
-elsewhere stays until that is noticed; whoever looks a number up checks the job.
+elsewhere stays until a door sweeps; whoever looks a number up checks the job.
 
 Runs in a door's transaction.
 """
 
 from BTrees.LOBTree import LOBTree
 from persistent import Persistent
+from ZODB.broken import Broken
 
 #: Numbers of a block.
 BLOCK_SIZE = 1000
@@ -63,6 +64,21 @@ class Numbers(Persistent):
             block.jobs[number] = job
             job._number = number
         return number
+
+    def ended(self, after, limit):
+        """Look at `limit` numbers behind `after` for jobs that have ended.
+
+        Returns ([their numbers], the number to go on behind, or 0 at the end).
+        """
+        found, looked = [], 0
+        for block in self.blocks.values(_first(after + 1)):
+            for number, job in block.jobs.items(after + 1):
+                if looked == limit:
+                    return found, number - 1
+                looked += 1
+                if isinstance(job, Broken) or not job.is_unfinished():
+                    found.append(number)
+        return found, 0
 
     def forget(self, number):
         """The job of that number is gone."""

@@ -500,3 +500,23 @@ def test_jobs_of_a_very_long_queue_can_be_deleted_and_come_in_order(talk):
     assert talk.facts(b'stats-tube default')['current-jobs-ready'] == str(count - 5)
     found = [int(talk.say(b'reserve').split()[1]) for _ in range(605)]
     assert found == [n for n in range(1, 610) if n not in (1, 300, 600, 900)][:605]
+
+
+def test_numbers_of_jobs_that_ended_elsewhere_are_forgotten():
+    with support.desk(exclusive=False) as desk:
+        talk = desk.client()
+        for _ in range(3):
+            talk.put(b'x')
+        manager = desk.store.manager
+        desk.store.begin()
+        queue = desk.store.queues['default']
+        with queue.consumer('python') as consumer:
+            consumer.claim(0).finish()
+            manager.commit()
+        numbers = desk.store.queues.numbers
+        assert list(numbers.blocks[1].jobs) == [1, 2, 3]
+        desk.gateway.sweep()
+        desk.settle()
+        assert list(numbers.blocks[1].jobs) == [2, 3]
+        assert numbers.ended(0, 1) == ([], 2)
+        assert numbers.ended(2, 1) == ([], 0)
