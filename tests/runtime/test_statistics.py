@@ -210,6 +210,20 @@ def test_a_job_that_waited_is_claimed_for_the_rest(time):
     assert stats.getJobInfo(1)['result'] == '42'
 
 
+def test_a_window_counts_it_once(time):
+    """In the window of the poll that began it; the poll that claimed it again began nothing."""
+    stats = Statistics()
+    claims(stats, 1)
+    time.passes(1)
+    stats.waits(job(1))
+    second = clock.now()
+    claims(stats, 1, 2)
+    stats.finished(job(1), False, '42')
+    assert counts(stats, since=START) == [2, 1, 0, 0]
+    assert counts(stats, since=second) == [1, 0, 0, 0]
+    assert counts(stats, before=second) == [1, 1, 0, 0]
+
+
 def test_what_nobody_claimed_is_no_error():
     stats = Statistics()
     for tell in (stats.conflicted, stats.waits, stats.rescheduled, stats.reassigned):

@@ -188,6 +188,7 @@ class _Attempt:
         'conflicts',
         'due',
         'ended',
+        'going_on',
         'in_thread',
         'job_id',
         'left',
@@ -208,6 +209,7 @@ class _Attempt:
         self.queue = queue
         self.agent = agent
         self.poll_key = poll_key
+        self.going_on = ()  # keys of polls that claimed it again, when what it waited for was done
         self.quota_names = tuple(quota_names)
         self.claimed = clock.micros()
         self.call = self.thread = self.result = None
@@ -363,6 +365,7 @@ class JobsLog:
         with self._lock:
             former = self._taken(job_id)
             if former is not None and former.left is not None:
+                former.going_on += (poll_key,)
                 return  # it has waited for a job, and is claimed for the rest: it goes on
             if former is not None:  # nobody said how that one ended
                 self._end(former, UNKNOWN)
@@ -504,10 +507,14 @@ class JobsLog:
 
     def window(self, polls, queue=None, agent=None):
         """The _Tally of the attempts that these polls began."""
-        known = {(a.poll_key, a.job_id): a for a in self.attempts(queue, agent)}
+        attempts = self.attempts(queue, agent)
+        known = {(a.poll_key, a.job_id): a for a in attempts}
+        going_on = {(key, a.job_id) for a in attempts for key in a.going_on}
         tally = _Tally()
         for poll in polls:
             for job_id in poll.new_jobs(queue, agent):
+                if (poll.key, job_id) in going_on:
+                    continue
                 tally.started += 1
                 attempt = known.get((poll.key, job_id))
                 if attempt is None:
