@@ -3,6 +3,7 @@
 import pytest
 import transaction
 from BTrees.Length import Length
+from twisted.internet.defer import succeed
 
 from tests.faults.conftest import ERRORS, Fault
 from zodbjobs import Job, local, parallel, serial, status
@@ -39,6 +40,10 @@ async def coroutine():
     return 'later'
 
 
+def deferred():
+    return succeed('fired')
+
+
 def put_story(layer):
     """A job of every kind; returns them with what their results must be, and the effects."""
     layer.queue.quotas.create('one')
@@ -51,11 +56,13 @@ def put_story(layer):
     whole = layer.queue.put(parallel(*parts, postprocess=results))
     row = layer.queue.put(serial(Job(count_up, 10000), Job(count_up, 10000), postprocess=results))
     later = layer.queue.put(coroutine)
-    after = layer.queue.put(Job(count_up, 100000), after=[plain, outer, whole, row, later])
+    fired = layer.queue.put(deferred)
+    first = [plain, outer, whole, row, later, fired]
+    after = layer.queue.put(Job(count_up, 100000), after=first)
     transaction.commit()
     expected = {
         plain: 1, told: 1, outer: 100, told_too: 100, whole: [1000, 1000],
-        row: [10000, 10000], later: 'later', after: 100000,
+        row: [10000, 10000], later: 'later', fired: 'fired', after: 100000,
     }  # fmt: skip
     return expected, 122111
 
