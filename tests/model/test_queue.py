@@ -5,6 +5,7 @@ import zoneinfo
 
 import pytest
 import pytz
+from BTrees.LOBTree import LOBTree
 from ZODB.POSException import ConflictError
 
 from tests.model.support import Thing, other_work, work
@@ -249,6 +250,32 @@ def test_who_waits_for_a_job_that_is_gone_is_woken(house, side, queue):
     assert queue.wake_orphans()
     assert not queue.wake_orphans()
     assert side.claimed_jobs(1) == [waits]
+
+
+def test_who_began_to_wait_as_the_end_was_written_down_is_let_go(house, side, queue):
+    """By another dispatcher: neither transaction has seen the other, and they do not conflict."""
+    job = queue.put(work)
+    side.commit()
+    other = house.side()
+    other.begin()
+    (assignment,) = other.claim()
+    other.commit()
+    report = other.work(assignment)
+    other.commit()
+    other.begin()
+    other.twin(queue).is_awaited(job.oid)  # a snapshot in which nobody waits for it
+    side.begin()
+    waits = queue.put(work, after=[job])
+    queue.intake.remove(waits.oid)
+    queue.waiters[job.oid] = LOBTree({waits.oid: (waits._token, waits, queue)})
+    queue.ready.waiting.change(1)
+    side.commit()
+    other.retire(report)
+    other.commit()
+    side.begin()
+    assert side.claimed_jobs() == []
+    assert queue.wake_orphans()
+    assert side.claimed_jobs() == [waits] and not queue.wake_orphans()
 
 
 def test_a_job_may_wait_for_one_of_another_queue(side, queue):

@@ -632,9 +632,10 @@ class Queue(Persistent):
                 announce(JobCompleted(ended))
 
     def wake_orphans(self):
-        """Let go who waits for a job that was taken out; whether there were any.
+        """Let go who waits for a job that was taken out, or has ended; whether there were any.
 
-        `_call_back` does that, but it cannot see who was sorted at that moment.
+        `_call_back` and `release` do that, but they cannot see who began to wait in the moment
+        in which they were committed.
         """
         return self._wake_outers() | self._wake_dependents()
 
@@ -651,7 +652,7 @@ class Queue(Persistent):
         if len(oids) > ORPHAN_LIMIT:  # not always the same ones
             first = random.randint(oids[0], self.waiters.maxKey())
             oids = list(itertools.islice(self.waiters.keys(first), ORPHAN_LIMIT))
-        gone = [oid for oid in oids if self._stands(oid) == status.NEW]
+        gone = [oid for oid in oids if self._stands(oid) in (status.NEW, status.COMPLETED)]
         for oid in gone:
             self.release(oid)
         return bool(gone)

@@ -341,14 +341,14 @@ class Dispatcher:
 
     def _pass(self, slow):
         """Retire, sort and claim in one transaction; returns when to look again."""
-        queues = {} if self._chores.is_barred else self._begin()
-        with self._guard:
+        with self._guard:  # before the snapshot is taken, which must show what they tell of
             reports, self._reports = self._reports, []
         poll = self.statistics.begin_poll()
-        if queues and self._unsure:
-            claimed, self._unsure = still_held(self.UUID, queues, self._unsure), []
-            self._send_out(claimed, poll)
         try:
+            queues = {} if self._chores.is_barred else self._begin()
+            if queues and self._unsure:
+                claimed, self._unsure = still_held(self.UUID, queues, self._unsure), []
+                self._send_out(claimed, poll)
             looks = [
                 Look(self, queue, reports, slow)
                 for name, queue in queues.items()
