@@ -9,7 +9,7 @@ from BTrees.LOBTree import LOBTree
 from ZODB.POSException import ConflictError
 
 from tests.model.support import Thing, other_work, work
-from zodbjobs import Job, NeverRetry, Queue, RetryPolicy, clock, status
+from zodbjobs import Failure, Job, NeverRetry, Queue, RetryPolicy, clock, status
 from zodbjobs.interfaces import BadStatusError, DuplicateJobError, QueueClosed
 from zodbjobs.model.handout import Round
 
@@ -622,3 +622,16 @@ def test_such_a_host_lets_go_who_waited(side, queue, turned):
     queue.release(first.oid)
     side.commit()
     assert side.claimed_jobs(2) == [second]
+
+
+def test_one_that_runs_again_before_its_end_was_heard_of_is_counted_once(side, queue):
+    job = queue.put(work)
+    side.commit()
+    (assignment,) = side.claim()
+    report = side.work(assignment, Failure(ValueError()))
+    job.retry()
+    assert side.claimed_jobs() == [job]
+    side.retire(report)
+    assert (len(queue), queue.ready.dropped()) == (0, 0)
+    side.run(job)
+    assert (len(queue), queue.ready.dropped(), len(side.agent)) == (0, 0, 0)

@@ -78,6 +78,10 @@ class Retirement:
         oid = int.from_bytes(assignment.oid, 'big')
         entry = agent.running.get(oid)
         if entry is None or not agent.retired(oid, assignment.token):
+            if entry is not None and report.kind in (attempt.FINISHED, attempt.WAITING):
+                # It was claimed once more before we heard that it had ended, and that claim
+                # took the filing that it replaced for one that was withdrawn.
+                self.queue.ready.dropped.change(1)
             return False
         job = entry[1]
         if report.outcome is not None:
