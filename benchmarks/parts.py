@@ -13,6 +13,7 @@ from benchmarks import (
     conflicts,
     feeds,
     latency,
+    loops,
     memory,
     monitor,
     processes,
@@ -37,6 +38,7 @@ PARTS = {
     'conflicts': conflicts.measure,
     'memory': memory.measure,
     'feeds': feeds.measure,
+    'loops': loops.measure,
 }
 
 

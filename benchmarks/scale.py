@@ -56,6 +56,7 @@ class Scale:
     worker_jobs: int = 2_000
     #: Items of a feed, and of a sorted one.
     feed_items: int = 20_000
+    loop_ids: int = 100_000
 
 
 PATIENCE = 4
@@ -89,6 +90,7 @@ FULL = Scale(
     produce_seconds=8,
     worker_jobs=40_000,
     feed_items=100_000,
+    loop_ids=1_000_000,
 )
 
 #: To see that it runs.
@@ -119,4 +121,5 @@ TINY = Scale(
     open_seconds=0.02,
     worker_jobs=8,
     feed_items=40,
+    loop_ids=200,
 )

@@ -38,7 +38,8 @@ class ILoop(Interface):
         First come those whose lock has ended, then those that were never updated,
         then the others, if their last update was `min_loop_time` ago; of each
         kind the longest waiting first.  With several shards two ids may come in
-        either order where one has waited less than a tenth longer.
+        either order where one has waited less than a tenth longer, or both no more
+        than ten seconds.
 
         Raises TypeError for a limit that is no whole number and for what is no
         span, ValueError for a limit below 0 and a `lock_for` that is not above.

@@ -50,10 +50,11 @@ SHARDS = 16
 ADD_AT_ONCE = 64
 
 #: A shard with more slips is sorted by whoever takes ids, from wherever.
-LEFT_UNSORTED = 256
+LEFT_UNSORTED = 16
 
-#: What has waited less than this much longer counts as equally long.
-NEARLY = 1.1
+#: What has waited less than this much longer counts as equally long, and so does all that has
+#: waited no longer than these microseconds: workers take it from different shards.
+NEARLY, BRIEFLY = 1.1, 10 * clock.SECOND
 
 #: Locks and ages are not longer than a thousand years.
 LONGEST_SPAN = 1000 * 366 * 86_400 * clock.SECOND
@@ -125,7 +126,7 @@ class Loop(Persistent):
         count = 0
         for number, some in self._by_shard(ids).items():
             shard = self.shards[number]
-            pending = shard.pending()
+            pending = shard.pending(set(some))
             changed, leases = [], []
             for id in some:
                 state = self._state(shard, id, pending)
@@ -255,7 +256,7 @@ class Loop(Persistent):
         ids = _listed(ids)
         found = dict.fromkeys(ids)
         for number, some in self._by_shard(ids).items():
-            pending = self.shards[number].pending()
+            pending = self.shards[number].pending(set(some))
             for id in some:
                 found[id] = self._state(self.shards[number], id, pending)
         return found
@@ -405,7 +406,7 @@ def _age_class(rank, moment, now):
     """Larger for what has waited clearly longer."""
     if rank == FREE and moment < 0:
         return math.inf  # never updated
-    return int(math.log(max(1, now - moment), NEARLY))
+    return int(math.log(max(BRIEFLY, now - moment), NEARLY))
 
 
 def _seconds(moment, now):

@@ -210,11 +210,14 @@ class Shard(Persistent):
 
     # look
 
-    def pending(self):
-        """{id: State or None}: the ids of which there are slips, and what these make of them."""
+    def pending(self, wanted=None):
+        """{id: State or None}: the ids of which there are slips, and what these make of them.
+
+        Of those in the set `wanted`, if one is given.
+        """
         found = {}
         for _, _, slip in self.slips.found():
-            for id in slip.ids:
+            for id in slip.ids if wanted is None else wanted.intersection(slip.ids):
                 state = found[id] if id in found else loaded(self.states.get(id))
                 found[id] = after(state, slip)
         return found
