@@ -344,9 +344,9 @@ BUGS = [
     ),
     Bug(
         'nobody lets go who waited for a job that has ended',
-        'runtime/retire.py',
-        '        if self.queue.is_awaited(oid):\n            self.queue.release(oid)\n',
-        '        if False:\n            self.queue.release(oid)\n',
+        'model/queue.py',
+        '            home.await_blockers(token, job)\n',
+        '',
         Seeds(0, 100),
     ),
     Bug(
