@@ -108,7 +108,7 @@ test-buildout: .venv-buildout/.ready
 	bin/zodbjobs --version
 	bin/py -c 'import zodbjobs.model.hosted, importlib.resources as r; \
 	    assert (r.files("zodbjobs.zope") / "configure.zcml").is_file()'
-	bin/test -q tests/model tests/doors/zcml docs/zcml.rst $(ARGS)
+	bin/test -q tests/model/test_job.py tests/doors/zcml docs/zcml.rst $(ARGS)
 
 # The oldest releases that pyproject.toml allows.
 floors: .venv-floors/.ready
