@@ -148,6 +148,26 @@ def test_what_does_not_fit_raises_and_changes_nothing(jobs):
     assert jobs.get_item('nothing') is None and jobs.get_item(id) == 'work'
 
 
+def test_all_who_wait_may_find_an_ended_claim(jobs, side, house, turned):
+    """They look at the same moment, and do not conflict over who puts it back."""
+    put(jobs, 1, 2, 3)
+    for _ in range(3):
+        get(jobs)
+    turned.advance(61)
+    readers = [house.side() for _ in range(3)]
+    claims = []
+    for reader in readers:
+        try:
+            claims.append(reader.twin(jobs).get(0))
+        except Empty:
+            claims.append(None)
+    for reader in readers:
+        reader.commit()
+    assert claims[1:] == [None, None] and claims[0].cancelled == 1
+    items = [claims[0].item, get(jobs).item, get(jobs).item]
+    assert sorted(items) == [1, 2, 3]
+
+
 class JobMachine(RuleBasedStateMachine):
     """A JobFeed against lists: whatever happens, each item is in one place."""
 

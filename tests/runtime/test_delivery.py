@@ -8,8 +8,8 @@ import transaction
 import ZODB
 from ZODB.FileStorage import FileStorage
 
-from zodbjobs import Feeds, testing
-from zodbjobs.interfaces import Empty, FeedDeleted, NoticesGone
+from zodbjobs import Feeds, Queue, Queues, local, testing
+from zodbjobs.interfaces import KEY, Empty, FeedDeleted, NoticesGone, ReassignedError
 from zodbjobs.model import log
 from zodbjobs.runtime import delivery, wakeup
 
@@ -203,6 +203,24 @@ def test_what_is_not_kept_is_an_error_at_once_or_a_lost_notice_later(place, hear
         place.feeds.register_handler('publish_notice', print, since=since)
 
 
+def test_feeds_wake_no_dispatchers_and_jobs_no_handlers(place):
+    rung = {topic: [] for topic in (wakeup.JOBS, wakeup.FEEDS)}
+    listeners = [wakeup.listen(place.db, lambda t=t: rung[t].append(t), t) for t in rung]
+    place.feeds.feed('f').publish('x')
+    place.manager.commit()
+    assert rung == {wakeup.JOBS: [], wakeup.FEEDS: ['feeds']}
+    root = place.opened[0][1].root()
+    root[KEY] = Queues()
+    root[KEY][''] = Queue()
+    place.manager.commit()
+    root[KEY][''].put(print)
+    place.feeds['f'].publish('y')
+    place.manager.commit()
+    assert rung == {wakeup.JOBS: ['jobs'], wakeup.FEEDS: ['feeds'] * 2}
+    for listener in listeners:
+        listener.close()
+
+
 def test_the_thread_ends_with_the_database(tmp_path):
     place = Place(tmp_path / 'Data.fs')
     place.feeds.register_handler('publish_notice', print)
@@ -211,6 +229,19 @@ def test_the_thread_ends_with_the_database(tmp_path):
     place.close()
     follower.join(5)
     assert not follower.is_alive()
+
+
+def test_feeds_that_are_not_committed_yet_are_waited_for(place, caplog):
+    connection = place.opened[0][1]
+    early = connection.root()['early'] = Feeds()
+    connection.add(early)
+    heard = []
+    early.register_handler('publish_notice', lambda *call: heard.append(call[1]))
+    assert delivery.settle(early)
+    early.feed('f').publish('hello')
+    place.manager.commit()
+    testing.wait_for_notices(early)
+    assert heard == ['hello'] and not caplog.records
 
 
 # Waiting -----------------------------------------------------------------------------------
@@ -275,6 +306,26 @@ def test_a_result_is_waited_for_and_an_ended_claim_wakes(place):
     thread = later(place, lambda feeds: feeds['j'].finish(claim, 'done'))
     assert jobs.get_result(id, timeout=10) == ('work', 'done')
     thread.join()
+
+
+def test_a_job_that_lost_its_turn_while_it_waited_commits_nothing(place, monkeypatch):
+    """A new transaction would see what the other worker wrote, and not conflict with it."""
+
+    class Running:
+        _token, _parent = 7, None
+
+    job = Running()
+    queue = place.feeds.queue('q')
+    place.manager.commit()
+    former = local.enter(job, None)
+    try:
+        thread = later(place, lambda feeds: setattr(job, '_token', 8) or feeds['q'].put('x'))
+        with pytest.raises(ReassignedError):
+            queue.get(timeout=10)
+        thread.join()
+    finally:
+        local.leave(former)
+    assert len(queue) == 1
 
 
 def test_explicit_transactions_can_wait_too(place):

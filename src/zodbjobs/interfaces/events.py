@@ -99,10 +99,10 @@ class FeedChanged(ObjectEvent):
     """Something happened to a feed; fired in the transaction that does it.
 
     `kind` says what ('publish' ...), or is None where no notice tells of it; `id`
-    is the item's.  Who listens to feeds is woken at the commit.
+    is the item's.  Who listens to feeds is woken at the commit, and dispatchers are not.
     """
 
-    rings = True
+    rings = 'feeds'
 
     def __init__(self, object, kind=None, id=None):
         super().__init__(object)

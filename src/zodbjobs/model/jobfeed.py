@@ -24,6 +24,7 @@ from zodbjobs.model.log import Item
 from zodbjobs.model.merging import MergingTree
 from zodbjobs.model.messagequeue import first_free
 from zodbjobs.model.moments import moment
+from zodbjobs.model.reservations import reserve
 
 AVAILABLE, CLAIMED, STALLED, FINISHED = 'available', 'claimed', 'stalled', 'finished'
 
@@ -113,10 +114,14 @@ class JobFeed(ToldFeed):
 
     def _reclaim(self, now):
         """Offer again what was claimed and not finished in time."""
-        for id in _due(self.leases, now):
-            work = self.index[id][1]
-            work.failures += 1
-            self._offer(work)
+        jar = self._p_jar
+        transaction = jar.transaction_manager.get()
+        for key in _due(self.leases, now):
+            # All who wait for work come here when a claim ends: one of them is enough.
+            if reserve(transaction, jar.db(), self._p_oid, key):
+                work = self.index[self.leases.pop(key)][1]
+                work.failures += 1
+                self._offer(work)
 
     def _next_change(self):
         first = self.leases.first()
@@ -139,8 +144,8 @@ class JobFeed(ToldFeed):
             work.expires = now + clock.micros_in(RESULT_SECONDS if timeout is None else timeout)
             self.results[work.id] = (moment(), work)
             self.endings[_timed(work.expires, work.id)] = work.id
-        for old in _due(self.endings, now):
-            del self.results[old]
+        for key in _due(self.endings, now):
+            del self.results[self.endings.pop(key)]
         self._tell('finish', Item(work.id, item))
 
     def cancel(self, id):
@@ -272,11 +277,9 @@ def _time_of(key):
 
 
 def _due(tree, now):
-    """Take up to SWEEP_LIMIT ids whose time has come out of `tree`, and return them."""
-    found = []
-    while len(found) < SWEEP_LIMIT:
-        first = tree.first()
-        if first is None or _time_of(first) > now:
-            break
-        found.append(tree.pop(first))
+    """Up to SWEEP_LIMIT keys of `tree` whose time has come."""
+    found, key = [], tree.first()
+    while key is not None and _time_of(key) <= now and len(found) < SWEEP_LIMIT:
+        found.append(key)
+        key = tree.next_key(key)
     return found

@@ -20,9 +20,15 @@ import weakref
 
 import transaction
 from transaction.interfaces import NoTransaction
+from ZODB.POSException import POSKeyError
 
-from zodbjobs import clock
-from zodbjobs.interfaces import ArrivalAwaited, HandlerRegistered, HandlerRemoved
+from zodbjobs import clock, local
+from zodbjobs.interfaces import (
+    ArrivalAwaited,
+    HandlerRegistered,
+    HandlerRemoved,
+    ReassignedError,
+)
 from zodbjobs.runtime import trouble, wakeup
 
 log = logging.getLogger('zodbjobs.feeds')
@@ -104,7 +110,7 @@ class Follower(threading.Thread):
         self._stopping = False
         self._silent = False
         self._rounds = 0
-        self._listener = wakeup.listen(db, self._ring.set)
+        self._listener = wakeup.listen(db, self._ring.set, wakeup.FEEDS)
 
     def add(self, subscriber):
         with self._told:
@@ -172,6 +178,8 @@ class Follower(threading.Thread):
                 manager.abort()
 
     def _complain(self, error):
+        if isinstance(error, POSKeyError):
+            return  # the feeds are not committed yet, or not there any more
         if not hasattr(self._db, 'storage') or trouble.is_conflict(error):
             self._ring.set()
         elif trouble.is_disconnected(error):
@@ -228,6 +236,7 @@ def wait(awaited):
     feed = awaited.object
     connection = feed._p_jar
     _refuse_changes(connection, feed)
+    tokens = _tokens()
     if not awaited.ends:
         line = _Line(connection.db())
         awaited.ends.append(line.close)
@@ -241,6 +250,7 @@ def wait(awaited):
             awaited.seconds = max(0, left - (_machine.monotonic() - started))
     line.watch(feed)
     _begin(connection.transaction_manager)
+    _check_owner(tokens)
     awaited.again = True
 
 
@@ -249,7 +259,7 @@ class _Line:
 
     def __init__(self, db):
         self._ring = threading.Event()
-        self._listener = wakeup.listen(db, self._ring.set)
+        self._listener = wakeup.listen(db, self._ring.set, wakeup.FEEDS)
         self.close = self._listener.close
 
     def watch(self, feed):
@@ -269,6 +279,25 @@ def _refuse_changes(connection, feed):
             f'there is nothing in {feed!r} now, and to wait for others a new transaction must'
             f' begin, but this one has changes: commit or abort first, or get(timeout=0)'
         )
+
+
+def _tokens():
+    """[(job, its token)] of the job that this thread runs, and of those it is a callback of."""
+    found, job = [], local.getJob()
+    while job is not None:
+        found.append((job, getattr(job, '_token', None)))
+        job = getattr(job, '_parent', None)
+    return found
+
+
+def _check_owner(tokens):
+    """Raise ReassignedError if a running job went to another worker while it waited.
+
+    Its commit would not conflict any more: it now sees what that one wrote.
+    """
+    for job, token in tokens:
+        if getattr(job, '_token', None) != token:
+            raise ReassignedError(f'{job!r} went to another worker while it waited')
 
 
 def _begin(manager):

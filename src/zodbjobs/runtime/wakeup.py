@@ -40,21 +40,27 @@ _lock = threading.Lock()
 _exchanges = weakref.WeakKeyDictionary()
 
 
-def listen(db, call):
-    """Have `call()` called when a commit to `db` may have brought jobs.
+#: What a commit can bring.  Within a process those who wait for the one are not woken
+#: for the other.
+JOBS, FEEDS = 'jobs', 'feeds'
+
+
+def listen(db, call, topic=JOBS):
+    """Have `call()` called when a commit to `db` may have brought jobs, or what `topic` says.
 
     `call` takes no argument, may be called in any thread, at any time, for
     nothing, and must return at once.  Returns a `Listener`.
     """
-    return Listener(_exchange_of(db), db, call)
+    return Listener(_exchange_of(db), db, call, topic)
 
 
 class Listener:
     """Somebody who is called at commits, until `close`."""
 
-    def __init__(self, exchange, db, call):
+    def __init__(self, exchange, db, call, topic=JOBS):
         self._exchange = exchange
         self._call = call
+        self.topic = topic
         #: None: nothing was said yet, so that whatever changes may matter.
         self._watched = None
         exchange.add(self, db)
@@ -88,10 +94,10 @@ class Listener:
         return watched is None or not watched.isdisjoint(oids)
 
 
-def ring_after_commit(connection):
+def ring_after_commit(connection, topic=JOBS):
     """When the transaction of `connection` (a ZODB connection) is committed, ring.
 
-    As often as it is called in one transaction, it rings once.
+    As often as it is called in one transaction, it rings once for each topic.
     """
     transaction = connection.transaction_manager.get()
     try:
@@ -100,26 +106,27 @@ def ring_after_commit(connection):
         rung = set()
         transaction.set_data(_HOOKED, rung)
     db = connection.db()
-    if id(db) not in rung:
-        rung.add(id(db))
+    if (id(db), topic) not in rung:
+        rung.add((id(db), topic))
         _exchange_of(db)  # now: whoever puts must get object ids that nobody else gets
-        transaction.addAfterCommitHook(_committed, (db,))
+        transaction.addAfterCommitHook(_committed, (db, topic))
 
 
-#: Key of the transaction's data that holds the ids of the databases to ring for.
+#: Key of the transaction's data that holds (id of a database, topic) to ring for.
 _HOOKED = object()
 
 
-def _committed(successful, db):
+def _committed(successful, db, topic):
     """The after-commit hook.  It may not touch a persistent object, nor raise."""
     if successful and hasattr(db, 'storage'):  # a closed database has none
-        _exchange_of(db).rung_here()
+        _exchange_of(db).rung_here(topic)
 
 
 def job_added(event):
     """Subscriber: ring for an event that says so by ``event.rings``, in ``event.connection``."""
     if getattr(event, 'rings', None) and event.connection is not None:
-        ring_after_commit(event.connection)
+        topic = FEEDS if event.rings == FEEDS else JOBS
+        ring_after_commit(event.connection, topic)
         job = event.object
         if getattr(job, '_attempts', None) == 0:
             tracing.carry(job)
@@ -182,13 +189,14 @@ class _Exchange:
         for listener in self.listeners:
             listener.close()
 
-    def ring_all(self):
+    def ring_all(self, topic=None):
         for listener in self.listeners:
-            listener.ring()
+            if topic in (None, listener.topic):
+                listener.ring()
 
-    def rung_here(self):
+    def rung_here(self, topic):
         """A transaction of this process was committed."""
-        self.ring_all()
+        self.ring_all(topic)
 
 
 # ZEO
@@ -274,8 +282,8 @@ class _PostgreSQLExchange(_Exchange):
         super().close()
         self._bell.close()
 
-    def rung_here(self):
-        self.ring_all()
+    def rung_here(self, topic):
+        self.ring_all(topic)
         self._bell.ring()
 
 
