@@ -14,3 +14,7 @@ exclude_patterns = ['_build']
 autodoc_member_order = 'bysource'
 html_theme = 'furo'
 html_title = f'zodbjobs {release}'
+
+# The directive for interfaces extends autodoc as it was up to Sphinx 8; without this their
+# methods are left out.
+autodoc_use_legacy_class_based = True

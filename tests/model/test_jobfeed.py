@@ -164,6 +164,7 @@ def test_all_who_wait_may_find_an_ended_claim(jobs, side, house, turned):
     for reader in readers:
         reader.commit()
     assert claims[1:] == [None, None] and claims[0].cancelled == 1
+    side.begin()
     items = [claims[0].item, get(jobs).item, get(jobs).item]
     assert sorted(items) == [1, 2, 3]
 

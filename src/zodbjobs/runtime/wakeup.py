@@ -127,7 +127,7 @@ def job_added(event):
     if getattr(event, 'rings', None) and event.connection is not None:
         topic = FEEDS if event.rings == FEEDS else JOBS
         ring_after_commit(event.connection, topic)
-        job = event.object
+        job = getattr(event, 'object', None)
         if getattr(job, '_attempts', None) == 0:
             tracing.carry(job)
 
