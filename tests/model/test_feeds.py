@@ -131,6 +131,25 @@ def test_persistent_items_are_the_objects_themselves(feeds, side):
     assert feed.get_item(id) is thing and thing._p_jar is side.connection
 
 
+def test_a_move_to_where_it_is_changes_nothing_and_is_not_told(feeds, side):
+    ordered = feeds.sorted_feed('list')
+    a, b, c = (ordered.append(item) for item in 'abc')
+    side.commit()
+    seen = ordered.last_number
+    for move in (
+        lambda: ordered.move_after(a, b), lambda: ordered.move_before(c, b),
+        lambda: ordered.move_first(a), lambda: ordered.move_last(c),
+        lambda: ordered.move_before(b, b), lambda: ordered.move(f'{b}:', b),
+    ):  # fmt: skip
+        move()
+    side.commit()
+    assert ordered.get_ids() == [a, b, c] and ordered.notices(seen) == []
+    ordered.move_first(int(c))
+    side.commit()
+    (notice,) = ordered.notices(seen)
+    assert notice.arguments == ('list', c, 'begin:')
+
+
 # Deleting ----------------------------------------------------------------------------------
 
 
@@ -256,14 +275,19 @@ def side_clock(side):
     return source
 
 
-def test_the_log_is_bounded_and_says_what_is_missing(feeds, side):
-    feed = feeds.feed('news', {'notices': 50})
+@pytest.fixture
+def small_chunks(monkeypatch):
+    monkeypatch.setattr(lanes, 'CHUNK_ENTRIES', 4)
+
+
+def test_the_log_is_bounded_and_says_what_is_missing(feeds, side, small_chunks):
+    feed = feeds.feed('news', {'notices': 10})
     side.commit()
     begin = feeds.last_number
-    publish_slowly(side, feed, 300)
+    publish_slowly(side, feed, 60)
     kept = feed.notices()
-    assert 50 <= len(kept) <= 50 + 3 * lanes.CHUNK_ENTRIES
-    assert [notice.value for notice in kept] == list(range(300 - len(kept), 300))
+    assert 10 <= len(kept) <= 10 + 5 * lanes.CHUNK_ENTRIES
+    assert [notice.value for notice in kept] == list(range(60 - len(kept), 60))
     with pytest.raises(NoticesGone, match='read the feed anew') as caught:
         feed.notices(begin)
     assert feed.notices(caught.value.number) == kept
@@ -273,12 +297,12 @@ def test_the_log_is_bounded_and_says_what_is_missing(feeds, side):
     assert isinstance(caught.value, LookupError)
 
 
-def test_whoever_has_heard_all_is_never_told_of_loss(feeds, side):
+def test_whoever_has_heard_all_is_never_told_of_loss(feeds, side, small_chunks):
     """Also not when the last thing heard is the last thing dropped."""
     feed = feeds.feed('news', {'notices': 1})
     side.commit()
     seen = feed.last_number
-    for number in range(150):
+    for number in range(50):
         feed.publish(number)
         side.commit()
         side_clock(side).advance(10)
@@ -287,12 +311,12 @@ def test_whoever_has_heard_all_is_never_told_of_loss(feeds, side):
         seen = notice.number
 
 
-def test_a_minute_of_notices_is_kept_however_many(feeds, side):
-    feed = feeds.feed('news', {'notices': 10})
+def test_a_minute_of_notices_is_kept_however_many(feeds, side, small_chunks):
+    feed = feeds.feed('news', {'notices': 2})
     side.commit()
     seen = feed.last_number
-    publish_slowly(side, feed, 300, seconds=0.1)
-    assert len(feed.notices(seen)) == 300
+    publish_slowly(side, feed, 50, seconds=1)
+    assert len(feed.notices(seen)) == 50
 
 
 def test_a_long_transaction_drops_nothing_of_its_own(feeds, side):
@@ -308,17 +332,17 @@ def test_a_long_transaction_drops_nothing_of_its_own(feeds, side):
     assert len(feed.notices(seen)) == 200
 
 
-def test_lanes_that_nobody_uses_any_more_are_trimmed(sides, side, feeds):
-    feeds.feed('news', {'notices': 20})
+def test_lanes_that_nobody_uses_any_more_are_trimmed(sides, side, feeds, small_chunks):
+    feeds.feed('news', {'notices': 5})
     side.commit()
     for _ in range(6):
         other = sides()
         other.begin()
-        publish_slowly(other, other.root['feeds']['news'], 30)
+        publish_slowly(other, other.root['feeds']['news'], 4)
     side_clock(side).advance(2 * log.IDLE_SECONDS)
     side.begin()
-    publish_slowly(side, feeds['news'], 100)
-    assert len(feeds['news'].notices()) <= 20 + 3 * lanes.CHUNK_ENTRIES
+    publish_slowly(side, feeds['news'], 40)
+    assert len(feeds['news'].notices()) <= 5 + 5 * lanes.CHUNK_ENTRIES
 
 
 # Subscriptions -----------------------------------------------------------------------------
