@@ -248,3 +248,13 @@ format = %(asctime)s %(levelname)s %(name)s %(message)s
         told = self.outcome(oid)
         assert told['outcome'] == 'success', told
         return told['result']
+
+
+@contextlib.contextmanager
+def running(instance):
+    """Start an instance, and stop it whatever happens."""
+    try:
+        instance.start()
+        yield instance
+    finally:
+        instance.stop()

@@ -4,7 +4,7 @@ import pytest
 
 pytest.importorskip('Products.CMFPlone')
 
-from support import EXAMPLES, HERE, INCLUDES, Instance, wait_until
+from support import EXAMPLES, HERE, INCLUDES, Instance, running, wait_until
 
 pytestmark = [pytest.mark.processes, pytest.mark.timeout(300)]
 
@@ -17,11 +17,10 @@ def plone(tmp_path_factory):
     home = tmp_path_factory.mktemp('plone')
     includes = (*INCLUDES, HERE / 'plone_probe.zcml', EXAMPLES / 'plone' / 'press.zcml')
     instance = Instance(home, HERE / 'policy.zcml', includes=includes)
-    instance.start()
-    reply = instance.ask('/@@make-plone', instance.ADMIN)
-    assert reply.status == 200, instance.log()
-    yield instance
-    instance.stop()
+    with running(instance):
+        reply = instance.ask('/@@make-plone', instance.ADMIN)
+        assert reply.status == 200, instance.log()
+        yield instance
 
 
 def told(plone, address, user):

@@ -4,7 +4,7 @@ import pytest
 
 pytest.importorskip('Zope2')
 
-from support import Instance, wait_until
+from support import Instance, running, wait_until
 
 pytestmark = [pytest.mark.processes, pytest.mark.timeout(300)]
 
@@ -12,11 +12,10 @@ pytestmark = [pytest.mark.processes, pytest.mark.timeout(300)]
 @pytest.fixture(scope='module')
 def zope(tmp_path_factory):
     instance = Instance(tmp_path_factory.mktemp('zope'), 'zodbjobs-configure.zcml')
-    instance.start()
-    instance.probe('make', id='site1')
-    instance.probe('make', '/site1', id='folder')
-    yield instance
-    instance.stop()
+    with running(instance):
+        instance.probe('make', id='site1')
+        instance.probe('make', '/site1', id='folder')
+        yield instance
 
 
 BOB = 'bob:secret'

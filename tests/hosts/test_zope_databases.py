@@ -7,22 +7,13 @@ import pytest
 
 pytest.importorskip('Zope2')
 
-from support import FILE, ZEO, Instance, wait_until
+from support import FILE, ZEO, Instance, running, wait_until
 
 from zodbjobs.testing.storages import zeo_database
 
 pytestmark = [pytest.mark.processes, pytest.mark.timeout(300)]
 
 BOB = 'bob:secret'
-
-
-@contextlib.contextmanager
-def running(instance):
-    instance.start()
-    try:
-        yield instance
-    finally:
-        instance.stop()
 
 
 def test_jobs_in_a_database_of_their_own(tmp_path):
