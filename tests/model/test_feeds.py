@@ -505,3 +505,38 @@ def test_emptied_chunks_leave(feeds, side, turned):
         side.commit()
         turned.advance(20)
     assert len(list(feed.lanes.places())) <= 4
+
+
+def test_two_who_insert_at_the_same_place_do_not_conflict(sides, side, feeds):
+    ordered = feeds.sorted_feed('list')
+    first, last = ordered.append('first'), ordered.append('last')
+    side.commit()
+    one, two = sides(), sides()
+    for each in (one, two):
+        each.begin()
+        each.root['feeds']['list'].publish_before(last, 'between')
+    one.commit()
+    two.commit()
+    side.begin()
+    assert len(ordered) == 4 and ordered.get_ids()[0] == first and ordered.get_ids()[-1] == last
+
+
+def test_what_came_late_to_an_older_chunk_is_taken_in_its_turn(sides, side, feeds, turned):
+    """A reader takes messages in the order of the calls, whichever chunk they lie in."""
+    feeds.queue('line')
+    side.commit()
+    slow, quick = sides(3), sides(3)
+    quick.root['feeds']['line'].put(0)
+    quick.commit()
+    slow.begin()
+    for number in range(1, lanes.CHUNK_ENTRIES + 5):
+        turned.advance(0.001)
+        quick.begin()
+        quick.root['feeds']['line'].put(number)
+        quick.commit()
+    turned.advance(0.001)
+    slow.root['feeds']['line'].put('late')
+    slow.commit()
+    side.begin()
+    taken = [feeds['line'].get(0) for _ in range(lanes.CHUNK_ENTRIES + 6)]
+    assert taken == [*range(lanes.CHUNK_ENTRIES + 5), 'late']
