@@ -41,13 +41,13 @@ def main(arguments=None):
     if options.peers.exists():
         from benchmarks.peers.__main__ import text
 
-        (options.to / 'peers.rst').write_text(text(json.loads(options.peers.read_text())))
+        (options.to / 'peers.txt').write_text(text(json.loads(options.peers.read_text())))
     for storage, table in found['storages'].items():
-        (options.to / f'{storage}.rst').write_text(figures_table(storage, table))
+        (options.to / f'{storage}.txt').write_text(figures_table(storage, table))
         backlog = backlog_table(table)
         if backlog:
-            (options.to / f'{storage}-backlog.rst').write_text(backlog)
-    (options.to / 'machine.rst').write_text(machine(found['facts']))
+            (options.to / f'{storage}-backlog.txt').write_text(backlog)
+    (options.to / 'machine.txt').write_text(machine(found['facts']))
     draw(found['storages'], options.to / 'bench.svg')
 
 

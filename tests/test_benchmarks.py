@@ -93,13 +93,13 @@ def test_what_is_published_has_all_figures_in_tables(table, tmp_path):
     source = tmp_path / 'bench.json'
     source.write_text(report.as_json([table], report.facts(), {}))
     publish.main(['--json', str(source), '--to', str(tmp_path)])
-    text = (tmp_path / 'file.rst').read_text()
+    text = (tmp_path / 'file.txt').read_text()
     for row in table.rows:
         if row.part != 'backlog':
             assert row.figure.name in text
-    assert '30 waiting in 10,000 priorities' in (tmp_path / 'file-backlog.rst').read_text()
-    assert 'cores' in (tmp_path / 'machine.rst').read_text()
-    for path in tmp_path.glob('*.rst'):
+    assert '30 waiting in 10,000 priorities' in (tmp_path / 'file-backlog.txt').read_text()
+    assert 'cores' in (tmp_path / 'machine.txt').read_text()
+    for path in tmp_path.glob('*.txt'):
         assert docutils_complaints(path.read_text()) == '', path
 
 
