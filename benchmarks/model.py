@@ -131,7 +131,6 @@ class Simulation:
         self._commit(self._claimed, host, wanted, ended)
 
     def _claimed(self, host, taken, written):
-        self.done += written
         host.held -= written
         host.waiting += taken
         for _ in range(written):
@@ -141,7 +140,10 @@ class Simulation:
 
     def _put(self):
         """Somebody puts a job for each that is done: the storage pays for that, too."""
-        self._commit(lambda: None)
+        self._commit(self._was_put)
+
+    def _was_put(self):
+        self.done += 1  # counted here, so that no debt of puts is left at the end
 
     def _start(self, host):
         while host.waiting and host.running < THREADS:
@@ -208,17 +210,31 @@ def _busy(storage, hosts, work, writes):
     return Simulation(storage, hosts, work, writes).run()[1]
 
 
+def measured(path):
+    """{shown name: Storage} of the storages whose commits were measured, from that JSON file."""
+    tables = json.loads(path.read_text())['storages']
+    found = {
+        shown: Storage.measured(tables[name]) for name, shown in NAMES.items() if name in tables
+    }
+    return {shown: storage for shown, storage in found.items() if storage is not None}
+
+
+def given(text):
+    """An argparse type: (name, Storage) of NAME=ALONE,TOGETHER, two rates of commits."""
+    name, _, rates = text.partition('=')
+    alone, together = map(float, rates.split(','))
+    return name, Storage(1 / together, max(0.0, 1 / alone - 1 / together))
+
+
 def text(storages):
-    """The tables of all storages whose commits were measured, as reStructuredText."""
+    """The tables of these storages, as reStructuredText."""
     parts = []
-    for name, shown in NAMES.items():
-        storage = Storage.measured(storages[name]) if name in storages else None
-        if storage is None:
-            continue
+    for shown, storage in storages.items():
         parts.append(
             f'{shown}: a commit takes {short(storage.serial * 1e3)} ms of the storage,'
             f' {short(storage.latency * 1e3)} ms more in the client, and'
-            f' {short(storage.notice * 1e6)} us for each other client that is told.\n'
+            f' {short(storage.notice * 1e6)} us of the storage for each other client'
+            f' that is told.\n'
         )
         heading = ('a job of', *(f'{count} host{"s"[: count > 1]}' for count in HOSTS), 'knee')
         parts.append(simple_table([heading, *simulated(storage)]))
@@ -229,8 +245,12 @@ def main(arguments=None):
     parser = argparse.ArgumentParser(prog='python -m benchmarks.model')
     parser.add_argument('--json', type=Path, default=JSON)
     parser.add_argument('--to', type=Path, help='write the tables to this file')
+    parser.add_argument(
+        '--rates', action='append', type=given, metavar='NAME=ALONE,TOGETHER',
+        help='commits per second of one process, and of several together, instead of measured ones',
+    )  # fmt: skip
     options = parser.parse_args(arguments)
-    found = text(json.loads(options.json.read_text())['storages'])
+    found = text(dict(options.rates) if options.rates else measured(options.json))
     if options.to:
         options.to.write_text(found)
     print(found)

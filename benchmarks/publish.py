@@ -60,7 +60,8 @@ def machine(facts):
     )
     when = facts['when'][:10]
     place = f'{facts["system"]}, {facts["cores"]} cores, {facts["python"]}'
-    return f'Measured on {when}: {place}, {versions}.\n'
+    load = f'The load average was {facts["load"]} before and {facts["load_at_the_end"]} after'
+    return f'Measured on {when}: {place}, {versions}.  {load} the last run.\n'
 
 
 def figures_table(storage, table):

@@ -132,7 +132,9 @@ def test_the_model_is_fed_by_what_was_measured():
     assert storage.serial == 1 / 800 and storage.latency == pytest.approx(1 / 500 - 1 / 800)
     assert storage.cost(9) == pytest.approx(storage.serial + 1 / 400 - 1 / 500)
     assert model.Storage.measured({'rows': []}) is None
-    assert model.text({}) == ''
+    name, storage = model.given('ZEO=480,800')
+    assert name == 'ZEO' and 1 / storage.serial == pytest.approx(800)
+    assert 1 / (storage.serial + storage.latency) == pytest.approx(480)
 
 
 @pytest.mark.processes
