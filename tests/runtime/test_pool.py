@@ -414,10 +414,10 @@ class TestTimeLimit:
         transaction.begin()
         assert job.status == status.ACTIVE and said == ['begun']
         layer.reactor.time_flies(2)
+        layer.reactor.settle(5, until=lambda: 'asked' in said)
         if way != 'ignore':
             layer.reactor.wait_for(job, attempts=1)
         else:
-            layer.reactor.settle(5, until=lambda: 'asked' in said)
             layer.reactor.time_flies(5)
             layer.reactor.wait_for(job, attempts=2)
         found = job.result.type.__name__ if job.outcome == 'failure' else job.result
@@ -437,7 +437,7 @@ class TestTimeLimit:
 
     def test_without_a_thread_and_again(self, layer):
         """Its policy is asked."""
-        job = layer.queue.put(Job(waiting_coroutine, 'stop'), time_limit=(5, 10), retries=1)
+        job = layer.queue.put(Job(waiting_coroutine, 'stop'), time_limit=(5, 90), retries=1)
         transaction.commit()
         layer.reactor.wait_for(job, attempts=20)
         assert said == ['begun', 'asked'] * 2 and job.attempts == 2
