@@ -128,7 +128,9 @@ def _zeo_server(folder):
     """A ZEO server process on a file in `folder`; gives the path of its socket."""
     socket = os.path.join(folder, 'zeo')
     path = os.path.join(folder, 'Data.fs')
-    server = zeoserver.start(path, socket, subprocess.DEVNULL)
+    ours, theirs = os.pipe()  # the server ends with us, also if we are killed
+    server = zeoserver.start(path, socket, subprocess.DEVNULL, ours, linger=1)
+    os.close(ours)
     try:
         if not wait_until(lambda: shared_file.is_answered(socket), SERVER_SECONDS):
             raise RuntimeError(f'no ZEO server after {SERVER_SECONDS} seconds')
@@ -136,6 +138,7 @@ def _zeo_server(folder):
     finally:
         server.terminate()
         server.wait()
+        os.close(theirs)
 
 
 @contextlib.contextmanager
