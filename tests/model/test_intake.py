@@ -164,7 +164,6 @@ def test_two_producers_may_open_a_chunk_each(side, sides, turned):
     first.commit()
     for each in (first, second):
         each.begin()
-        turned.advance(0.001)  # two of one microsecond would conflict, and one put again
         put(each)
     first.commit()
     second.commit()

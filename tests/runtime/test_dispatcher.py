@@ -111,6 +111,34 @@ def after(layer, seconds):
     layer.reactor.time_flies(seconds)
 
 
+def test_what_was_claimed_ahead_goes_back_when_no_thread_comes_to_it(layer):
+    """No attempt is counted, and the order stays."""
+    layer.agent.size = 1
+    transaction.commit()
+    after(layer, 5)
+    short = [layer.queue.put(say) for _ in range(3)]
+    transaction.commit()
+    layer.reactor.wait_for(*short)
+    pool = layer.dispatcher.queues['']['main']
+    pool.mean_seconds = 0.001
+    said.clear()
+    long, *others = [layer.queue.put(call) for call in (wait, say, say)]
+    transaction.commit()
+    running(layer)
+    assert layer.reactor.settle(5, until=lambda: pool.held_count() == 2)
+    transaction.begin()
+    assert [job.status for job in others] == [status.ASSIGNED] * 2
+    after(layer, 1)
+    assert layer.reactor.settle(5, until=lambda: pool.held_count() == 0)
+    transaction.begin()
+    assert [job.status for job in (long, *others)] == [status.ACTIVE] + [status.PENDING] * 2
+    assert list(layer.queue) == others and pool.ahead_count() == 0
+    gate.set()
+    layer.reactor.wait_for(long, *others)
+    assert [job.attempts for job in (long, *others)] == [1, 1, 1]
+    assert layer.agent.held_count() <= 1
+
+
 class TestStart:
     def test_a_job_starts_at_the_commit_and_not_at_the_poll(self, layer):
         """No virtual time passes between the commit and the result."""

@@ -722,10 +722,6 @@ def count_up(counter, n):
     return n
 
 
-@pytest.mark.xfail(
-    reason='what was claimed ahead stays with its dispatcher, however long that takes',
-    strict=False,  # on a slow machine nothing is claimed ahead, and then it passes
-)
 @pytest.mark.parametrize('storage', ['file'], indirect=True)
 def test_what_was_claimed_ahead_of_a_long_job_goes_elsewhere(site):
     """Short jobs are claimed ahead; when one of them turns out long, idle dispatchers help."""

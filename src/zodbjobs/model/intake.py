@@ -42,6 +42,9 @@ LARGE_CHUNK_ENTRIES = 64
 #: transaction that is open longer than this may meet a ConflictError.
 GRACE_SECONDS = 120
 
+#: Microseconds over which the keys of chunks that are opened at one moment are spread.
+KEY_SPREAD = 4096
+
 #: An empty chunk stays in its lane so long after its successor was opened.  What a
 #: transaction that is open longer leaves there is found by the next slow poll.
 LINGER_SECONDS = 2
@@ -145,7 +148,8 @@ class Intake(Persistent):
         most = CHUNK_ENTRIES if length_of(lane) <= MANY_CHUNKS else LARGE_CHUNK_ENTRIES
         if length_of(chunk) > most:
             chunk = new_bucket()
-            lane[max(clock.micros(), newest + 1)] = chunk
+            # Two producers may do this in one microsecond: their jobs tell them apart.
+            lane[max(clock.micros(), newest + 1) + oid % KEY_SPREAD] = chunk
         chunk[oid] = stored(entry)
 
     def chunks(self, lanes=range(LANES)):

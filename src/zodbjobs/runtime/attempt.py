@@ -62,6 +62,7 @@ WAITING = 'waiting'  # it returned a job, and waits for that without a thread
 DEFERRED = 'deferred'  # it returned something that fires later: slot kept, no thread
 OVERRAN = 'overran'  # it ran longer than its time limit; its thread was given up
 LOST = 'lost'  # the worker met an error of its own
+RETURNED = 'returned'  # it was claimed ahead, and no thread became free for it soon
 ABANDONED = 'abandoned'  # the worker had to stop before the outcome could be recorded
 
 

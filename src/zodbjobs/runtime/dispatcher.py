@@ -36,7 +36,13 @@ from zodbjobs.runtime.complaint import Complaints
 from zodbjobs.runtime.hearing import Hearing
 from zodbjobs.runtime.liveness import LOOK_SECONDS, Liveness
 from zodbjobs.runtime.look import Look, earliest, is_late, poll_results, status_info, still_held
-from zodbjobs.runtime.pool import AgentThreadPool, LoopThread, await_value, in_time
+from zodbjobs.runtime.pool import (
+    AHEAD_PATIENCE_SECONDS,
+    AgentThreadPool,
+    LoopThread,
+    await_value,
+    in_time,
+)
 from zodbjobs.runtime.retire import close_records, settle_orphans
 from zodbjobs.runtime.statistics import Statistics
 
@@ -375,6 +381,8 @@ class Dispatcher:
                 with self._guard:
                     self._reports = reports + self._reports
         self._send_out(found, poll)
+        if any(assignment.ahead for assignment in found):
+            self.call_later(AHEAD_PATIENCE_SECONDS, self._return_overdue)
         if slow or found:
             self.statistics.polled(poll_results(self, queues, found), poll)
         if slow:
@@ -531,6 +539,18 @@ class Dispatcher:
             # under the same guard: `is_quiet` must not see the job gone and no ring due
             if pool is None or self._wants_more(pool):
                 self._ring()
+
+    def _return_overdue(self):
+        """Give back what was claimed ahead of a job that takes long: other threads may be free."""
+        again = False
+        for pools in list(self.queues.values()):
+            for pool in list(pools.values()):
+                for assignment in pool.overdue():
+                    self.statistics.rescheduled(assignment.job_id)
+                    self._land(attempt.Report(assignment, attempt.RETURNED))
+                again |= bool(pool.held_count())
+        if again and self.activated:
+            self.call_later(AHEAD_PATIENCE_SECONDS, self._return_overdue)
 
     def overran(self, assignment):
         """A job used up its time limit, and its thread was given up."""

@@ -37,6 +37,8 @@ CANCELLED = (asyncio.CancelledError, DeferredCancelledError)
 AHEAD_SECONDS = 0.1
 #: Jobs longer than this are not claimed ahead.
 AHEAD_JOB_SECONDS = 0.05
+#: What is held ahead goes back to the queue when no thread came to any of it for so long.
+AHEAD_PATIENCE_SECONDS = 0.3
 #: Never more than this ahead, for one agent.
 AHEAD_LIMIT = 64
 
@@ -196,6 +198,7 @@ class AgentThreadPool:
         self._slots = size  # as `_size`, but `stop` leaves it
         self._inbox = queue.SimpleQueue()  # for the threads: work that has a slot, and _END
         self._held = collections.deque()  # assignments that have no slot yet
+        self._last_begun = clock.monotonic()  # when one of them got a slot
         self._alone = set()  # filings of those that are not to be coalesced
         self._guard = threading.Lock()
         self._taken = 0  # slots
@@ -233,6 +236,22 @@ class AgentThreadPool:
                 return None
             return self._held.popleft() if self._held else None
 
+    def overdue(self):
+        """Take back what was claimed ahead, if no thread was free for any of it for a while.
+
+        Returns the Assignments; empty as long as threads come to it.
+        """
+        with self._guard:
+            waited = clock.monotonic() - self._last_begun
+            if not self._held or waited < AHEAD_PATIENCE_SECONDS:
+                return []
+            # Whatever the average says: until one has ended, nobody knows how long they take.
+            self.mean_seconds = max(waited, self.mean_seconds or 0)
+            found = list(self._held)
+            self._held.clear()
+            self._alone.clear()
+            return found
+
     def may_coalesce(self, assignment):
         """Whether the job may be run in one transaction with others."""
         with self._guard:
@@ -256,6 +275,7 @@ class AgentThreadPool:
     def _begin_held(self):
         while self._held and self._taken < self._slots:
             self._taken += 1
+            self._last_begun = clock.monotonic()
             self._give((self._held.popleft(), None))
 
     def _give(self, item):
@@ -288,6 +308,10 @@ class AgentThreadPool:
     def waiting_count(self):
         """How much submitted work no thread has begun."""
         return len(self._held) + self._inbox.qsize()
+
+    def held_count(self):
+        """How much submitted work has no slot yet."""
+        return len(self._held)
 
     def measured(self, seconds):
         """An attempt took so long."""

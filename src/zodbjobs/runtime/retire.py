@@ -19,6 +19,9 @@ from zodbjobs.runtime import attempt, ride
 SWEEP_LIMIT = 1000
 
 
+_WITHDRAWN = attempt.STALE, attempt.REASSIGNED, attempt.RETURNED
+
+
 class Retirement:
     """Retires attempts of `queue` at `now` (microseconds)."""
 
@@ -93,7 +96,9 @@ class Retirement:
             self._let_go(oid, job, report.job_id)
         elif report.kind == attempt.WAITING:
             agent.waiting[oid] = job
-        elif report.kind in (attempt.STALE, attempt.REASSIGNED):  # its filing was withdrawn
+        elif report.kind == attempt.RETURNED and job._token == assignment.token:
+            job.handed_back()
+        elif report.kind in _WITHDRAWN:  # its filing counts no more
             self.queue.ready.dropped.change(-1)
         elif report.kind in (attempt.OVERRAN, attempt.LOST) and job._token == assignment.token:
             self._give_back(agent, oid, job, report.kind)
