@@ -8,6 +8,8 @@ together for all that have ended since.
 Runs in the dispatcher's transaction.
 """
 
+from ZODB.broken import Broken
+
 from zodbjobs import clock, status
 from zodbjobs.interfaces import JobFiled
 from zodbjobs.model.announce import announce
@@ -19,7 +21,8 @@ from zodbjobs.runtime import attempt, ride
 SWEEP_LIMIT = 1000
 
 
-_WITHDRAWN = attempt.STALE, attempt.REASSIGNED, attempt.RETURNED
+#: Kinds of attempts after which a job goes on where it stands.
+_GIVEN_BACK = attempt.OVERRAN, attempt.LOST, attempt.RETURNED
 
 
 class Retirement:
@@ -96,11 +99,13 @@ class Retirement:
             self._let_go(oid, job, report.job_id)
         elif report.kind == attempt.WAITING:
             agent.waiting[oid] = job
-        elif report.kind == attempt.RETURNED and job._token == assignment.token:
-            job.handed_back()
-        elif report.kind in _WITHDRAWN:  # its filing counts no more
+        elif report.kind in (attempt.STALE, attempt.REASSIGNED):  # its filing was withdrawn
             self.queue.ready.dropped.change(-1)
-        elif report.kind in (attempt.OVERRAN, attempt.LOST) and job._token == assignment.token:
+        elif report.kind == attempt.RETURNED and isinstance(job, Broken):
+            self.queue.keep(agent, assignment.token, job, self.now, failed=True, ttl=None)
+        elif report.kind == attempt.RETURNED and job._token != assignment.token:
+            self.queue.ready.dropped.change(-1)
+        elif report.kind in _GIVEN_BACK and job._token == assignment.token:
             self._give_back(agent, oid, job, report.kind)
         return True
 
@@ -109,7 +114,7 @@ class Retirement:
         if not ride.settle(job, report.assignment.token, agent._p_oid, report.outcome):
             self.queue.ready.dropped.change(-1)  # its filing was withdrawn
             return
-        self.released |= oid in self.queue.waiters
+        self.released |= self.queue.is_awaited(oid)
         self.queue.conclude(agent, job)
 
     def _give_back(self, agent, oid, job, kind):
@@ -120,6 +125,8 @@ class Retirement:
             agent.waiting[oid] = job
         elif kind == attempt.OVERRAN:
             job.overran()
+        elif kind == attempt.RETURNED:
+            job.handed_back()
         else:
             job.was_interrupted()
 
