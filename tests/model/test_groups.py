@@ -126,6 +126,37 @@ def test_groups_behind_full_quotas_are_shut(side, queue, crowd):
     assert next(groups.walk(), None) is None
 
 
+def test_agents_that_name_channels_pass_by_what_is_shut(side, queue, crowd):
+    side.agent.channels = ['']
+    look = side.look()
+    look.sort()
+    assert look.pick(side.agent, 9) == [] and look.full == {}
+
+
+def test_a_round_shuts_no_more_than_some_and_is_made_again(side, queue, monkeypatch):
+    monkeypatch.setattr(handout, 'FULL_LIMIT', 1)
+    monkeypatch.setattr(handout, 'FULL_LOOKED_AT', 2)
+    for number in range(5):
+        queue.quotas.create(f'q{number}', 0)
+        queue.put(work, quota_names=[f'q{number}'], priority=number)
+    last = queue.put(work, priority=9)
+    side.commit()
+    look = side.look()
+    look.sort()
+    look.file_rest(leave=0)
+    rounds = []
+    while True:
+        look = side.look()
+        look.sort()
+        found = look.pick(side.agent, 9)
+        look.file_rest()
+        rounds.append(look.hindered)
+        if found:
+            break
+    assert rounds == [True, True, False]
+    assert [queue._p_jar.get(assignment.oid) for assignment in found] == [last]
+
+
 def test_a_place_that_is_free_again_opens_its_groups(side, queue, crowd):
     for name in ('q07', 'q42'):
         side.run(crowd[name][0])

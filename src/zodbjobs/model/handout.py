@@ -49,6 +49,9 @@ FILTER_LIMIT = 1000
 #: So many sorted groups behind full quotas are asked again in each round; more are shut.
 FULL_LIMIT = 30
 
+#: More of them are not looked at in one round, which must stay short.
+FULL_LOOKED_AT = 500
+
 #: Quotas with groups that are shut that one round, or a slow one, looks at in turn.
 SOME_QUOTAS, LATE_QUOTAS = 5, 500
 
@@ -240,6 +243,9 @@ class Round:
     def _may_be_taken(self, group):
         """Whether a sorted group is for us and has room; notes a quota that is full."""
         if not self._is_for_us(group):
+            return False
+        if len(self.full) >= FULL_LOOKED_AT:  # those are shut now, and the next round goes on
+            self.hindered = True
             return False
         for name in group[QUOTAS]:
             if self._room(name) < 1:

@@ -55,6 +55,9 @@ COUNTED_CHUNKS = 200
 #: Of a lane with more chunks only the newest is watched.
 WATCHED_CHUNKS = 150
 
+#: Where many chunks have just gone out of use, so many of them are searched.
+CLOSING_LOOKED_AT = 16
+
 #: `due` of an entry whose job waits for other jobs: the sorter looks at the job.
 DEPENDS = -1
 
@@ -176,8 +179,13 @@ class Intake(Persistent):
                     return
 
     def remove(self, oid):
-        """Take the entry of a job away; False if it is not here (any more)."""
-        for chunk in itertools.chain(self.chunks(), self.closing.values()):
+        """Take the entry of a job away; False if it is not here (any more).
+
+        One that came late to a chunk out of use may be overlooked: then it is a
+        stale one, like those in the trees.
+        """
+        out_of_use = itertools.islice(self.closing.values(), CLOSING_LOOKED_AT)
+        for chunk in itertools.chain(self.chunks(), out_of_use):
             if oid in chunk:
                 del chunk[oid]
                 return True

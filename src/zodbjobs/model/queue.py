@@ -335,8 +335,8 @@ class Queue(Persistent):
 
     # look
 
-    def _waiting(self, look=None):
-        """Yield (token, job) of all waiting jobs in claim order; for `look` see `waiting`."""
+    def _waiting(self, look=None, with_due=True):
+        """Yield (token, job) of waiting jobs in claim order; arguments as for `waiting`."""
         now = clock.micros()
         due, later, blocked = [], [], []
         lanes = (self.intake.entries(look, (lane,)) for lane in range(LANES))
@@ -347,9 +347,11 @@ class Queue(Persistent):
                 later.append((entry.due, entry.group[0], entry.token, entry.job))
             else:
                 due.append((entry.group[0], entry.token, entry.job))
-        for new, known in ((due, self.ready.walk(now)), (later, self.ready.walk_later(now))):
-            for *_, token, job in _merged(new, known):
+        if with_due:
+            for *_, token, job in _merged(due, self.ready.walk(now)):
                 yield token, job
+        for *_, token, job in _merged(later, self.ready.walk_later(now)):
+            yield token, job
         yield from blocked
         queues = (self,) if self.parent is None else self.parent.values()
         for waiting in itertools.chain.from_iterable(queue.waiters.values() for queue in queues):
@@ -360,14 +362,16 @@ class Queue(Persistent):
     def __iter__(self):
         return self.waiting()
 
-    def waiting(self, look=None, states=(status.PENDING,)):
+    def waiting(self, look=None, states=(status.PENDING,), with_due=True):
         """Yield the waiting jobs in claim order; for monitors, also those in other `states`.
+
+        `with_due`: not only those that are due later, or wait for other jobs.
 
         `look`: of what no dispatcher has sorted yet, look at so many entries of
         each lane only, the oldest.  A queue that nobody serves may have a
         million of them, and only reading all would tell their order.
         """
-        for token, job in self._waiting(look):
+        for token, job in self._waiting(look, with_due):
             if is_current(job, token) and job._status in states:
                 yield job
 

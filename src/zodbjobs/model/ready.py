@@ -209,7 +209,7 @@ class Ready(Persistent):
 
     def _of_channels(self, channels, wanted, penalty):
         for run in self.runs(channels):
-            groups = [group for group in run if wanted(group)]
+            groups = [group for group in run if not self.groups.is_shut(group) and wanted(group)]
             penalties = [penalty(group) for group in groups]
             streams = [self.stream(group, wanted) for group in groups]
             for late, item in merged(streams, penalties):

@@ -194,7 +194,8 @@ def _waiting(queue, now, search, found):
         takers = [agent for *_, agent in agents_of({queue.name: queue}, search)]
     if queue.intake.count() > UNSORTED:
         found.is_all = False
-    for job in queue.waiting(UNSORTED):
+    with_due = bool(search.states & WAITING - {'later'})
+    for job in queue.waiting(UNSORTED, with_due=with_due):
         state = job.status
         if state != status.PENDING:
             yield None  # claimed a moment ago
