@@ -192,7 +192,7 @@ class Plans:
 
     def wake(self):
         for plan in self.waiting():
-            if plan.gate not in (None, IN_LANE) and self.jobs[plan.gate].place == OUT:
+            if plan.gate not in (None, IN_LANE) and self.jobs[plan.gate].place in (OUT, DONE):
                 self.look_again(plan.number)
 
     def leave(self, number, place, good=True):
