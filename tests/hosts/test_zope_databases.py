@@ -2,6 +2,7 @@
 
 import contextlib
 import signal
+import subprocess
 
 import pytest
 
@@ -40,7 +41,11 @@ def working(zope, *words):
     try:
         yield worker
         worker.send_signal(signal.SIGTERM)
-        assert worker.wait(30) == 0, zope.log('worker.log')
+        try:
+            code = worker.wait(60)  # twice what it gives to running jobs
+        except subprocess.TimeoutExpired:
+            code = 'it did not stop'
+        assert code == 0, zope.log('worker.log')
     finally:
         worker.kill()
         worker.wait()
