@@ -303,7 +303,10 @@ def test_who_was_cut_off_before_anything_happened_misses_nothing(server):
         feed.publish('meanwhile')
     second = server.listen('/feeds/news/events', Last_Event_ID=first.last_id)
     second.begin()
-    assert [data['item'] for _, data in second.events(1)] == ['meanwhile']
+    ((_, data),) = second.events(1)
+    if 'item' not in data:  # the feed's own beginning, of which the first had not heard yet
+        ((_, data),) = second.events(1)
+    assert data['item'] == 'meanwhile'
 
 
 def test_a_restarted_server_knows_what_was_missed(tmp_path):
