@@ -1,6 +1,7 @@
 """A dispatcher dies without a word: its jobs are recovered, once, and it leaves no trace later."""
 
 import asyncio
+import collections
 import threading
 import uuid
 
@@ -21,13 +22,15 @@ SAME = None
 OTHER = uuid.UUID('00000000-0000-0000-0000-0000000000aa')
 
 said = []
-gates = {}  # name: Event
+gates = collections.defaultdict(threading.Event)  # by name; whoever comes first makes one
+stopped = set()  # names of those that have waited
 
 
 @pytest.fixture(autouse=True)
 def closed_gates():
     said.clear()
     gates.clear()
+    stopped.clear()
     yield
     for gate in gates.values():
         gate.set()
@@ -84,8 +87,8 @@ def stop_at(name):
     """Wait in the middle of the work, the first time only."""
     said.append(name)
     root()['count'] += 1
-    if name not in gates:
-        gates[name] = threading.Event()
+    if name not in stopped:
+        stopped.add(name)
         assert gates[name].wait(20)
     return name
 
