@@ -431,7 +431,7 @@ def _begin_after(options):
         return clock.datetime_of(clock.micros() + clock.micros_in(options['delay_by']))
     moment = options.get('delay_until')
     if isinstance(moment, datetime.date) and not isinstance(moment, datetime.datetime):
-        return datetime.datetime.combine(moment, datetime.time())
+        return datetime.datetime(moment.year, moment.month, moment.day)
     if isinstance(moment, (int, float)) and not isinstance(moment, bool):
         return clock.datetime_of(round(moment * clock.SECOND))
     return moment
