@@ -5,23 +5,9 @@ import threading
 import pytest
 import transaction
 
+from tests.runtime.support import gate, said
 from zodbjobs import Agent, Dispatcher, Job, clock, local, status, testing
-from zodbjobs.runtime import dispatcher as dispatchers
 from zodbjobs.runtime.annotations import ATTEMPTS, PROGRESS_SECONDS
-
-said = []
-gate = threading.Event()
-
-
-@pytest.fixture
-def layer(monkeypatch):
-    said.clear()
-    gate.clear()
-    monkeypatch.setattr(dispatchers, 'THREADS_END_SECONDS', 0.05)
-    layer = testing.setUp()
-    yield layer
-    gate.set()
-    testing.tearDown()
 
 
 def started(layer, count=1):

@@ -10,55 +10,15 @@ import threading
 
 import pytest
 import transaction
-import zope.event
 from persistent import Persistent
 from persistent.mapping import PersistentMapping
 from transaction.interfaces import DoomedTransaction
 from twisted.internet.defer import Deferred, fail, succeed
 
-from zodbjobs import Failure, Job, NeverRetry, clock, local, parallel, status, testing
+from tests.runtime.support import gate, is_idle, root, said, waiting
+from zodbjobs import Failure, Job, NeverRetry, clock, local, parallel, status
 from zodbjobs.interfaces import DependencyError, JobCompleted, JobFiled, JobRescheduled, JobStarted
 from zodbjobs.model.retry import RetryPolicy
-from zodbjobs.runtime import dispatcher as dispatchers
-
-said = []
-gate = threading.Event()
-waiting = []  # Deferreds that jobs returned
-
-
-@pytest.fixture
-def layer(monkeypatch):
-    said.clear()
-    waiting.clear()
-    gate.clear()
-    monkeypatch.setattr(dispatchers, 'THREADS_END_SECONDS', 0.05)
-    layer = testing.setUp()
-    yield layer
-    gate.set()
-    testing.tearDown()
-
-
-@pytest.fixture
-def listen():
-    """A function: hear events of these classes, and do `deed` at each."""
-    added = []
-
-    def start(*classes, deed=None):
-        heard = []
-
-        def hear(event):
-            if isinstance(event, classes):
-                heard.append(event)
-                if deed is not None:
-                    deed(event)
-
-        zope.event.subscribers.append(hear)
-        added.append(hear)
-        return heard
-
-    yield start
-    for hear in added:
-        zope.event.subscribers.remove(hear)
 
 
 def run(layer, call, *args, **wishes):
@@ -69,26 +29,6 @@ def run(layer, call, *args, **wishes):
     # Its end is committed; the worker still has to say so.
     layer.reactor.settle(5, until=lambda: not layer.dispatcher.getActiveJobIds())
     return job
-
-
-def is_idle(layer):
-    """Nothing is left of any attempt: no slot, no entry, no quota place."""
-    layer.reactor.time_flies(5)
-    transaction.begin()
-    places = [len(quota) for quota in layer.queue.quotas.values() if quota.clean() or True]
-    transaction.abort()
-    return (
-        layer.dispatcher._flight == {}
-        and not layer.dispatcher._deferred
-        and layer.agent.held_count() == 0
-        and len(layer.agent) == 0
-        and len(layer.queue) == 0
-        and not any(places)
-    )
-
-
-def root():
-    return local.getJob()._p_jar.root()
 
 
 def say(word='done'):

@@ -14,26 +14,13 @@ import transaction
 import ZODB
 from persistent import Persistent
 
-from zodbjobs import Agent, Dispatcher, Job, Queue, local, parallel, status, testing
+from tests.runtime.support import gate, said
+from zodbjobs import Agent, Dispatcher, Job, Queue, local, parallel, status
 from zodbjobs.interfaces import KEY, DependencyError
 from zodbjobs.model.call import Vanished
 from zodbjobs.runtime import dispatcher as dispatchers
 
 PASSING = 'tests_passing_module'
-
-said = []
-gate = threading.Event()
-
-
-@pytest.fixture
-def layer(monkeypatch):
-    said.clear()
-    gate.clear()
-    monkeypatch.setattr(dispatchers, 'THREADS_END_SECONDS', 0.05)
-    layer = testing.setUp()
-    yield layer
-    gate.set()
-    testing.tearDown()
 
 
 @pytest.fixture

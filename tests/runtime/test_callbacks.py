@@ -9,6 +9,7 @@ import transaction
 from twisted.internet.defer import Deferred
 from ZODB.POSException import ConflictError
 
+from tests.runtime.support import gate, is_idle, root, said, waiting
 from zodbjobs import (
     Failure,
     Job,
@@ -17,50 +18,22 @@ from zodbjobs import (
     local,
     parallel,
     status,
-    testing,
 )
 from zodbjobs.interfaces import AbortedError, BadStatusError, QueueClosed, TimeoutError
 from zodbjobs.runtime import attempt
-from zodbjobs.runtime import dispatcher as dispatchers
-
-said = []
-gate = threading.Event()
-waiting = []
 
 
 @pytest.fixture
-def layer(monkeypatch):
-    said.clear()
-    waiting.clear()
-    gate.clear()
-    monkeypatch.setattr(dispatchers, 'THREADS_END_SECONDS', 0.05)
-    layer = testing.setUp()
+def layer(layer):
     layer.root['count'] = 0
     transaction.commit()
-    yield layer
-    gate.set()
-    testing.tearDown()
-
-
-def is_idle(layer):
-    layer.reactor.time_flies(5)
-    transaction.begin()
-    return (
-        layer.dispatcher._flight == {}
-        and layer.agent.held_count() == 0
-        and len(layer.agent) == 0
-        and len(layer.queue) == 0
-    )
+    return layer
 
 
 def finish(layer, *jobs, **wishes):
     transaction.commit()
     layer.reactor.wait_for(*jobs, **wishes)
     transaction.begin()
-
-
-def root():
-    return local.getJob()._p_jar.root()
 
 
 def work(value='result'):

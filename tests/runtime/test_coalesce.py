@@ -4,16 +4,16 @@ import pytest
 import transaction
 from persistent.mapping import PersistentMapping
 
-from zodbjobs import Agent, Job, clock, local, status, testing
+from tests.runtime.support import root
+from zodbjobs import Agent, Job, clock, local, status
 from zodbjobs.model.retry import NeverRetry
 
 seen = []
 
 
 @pytest.fixture
-def layer():
+def layer(layer):
     seen.clear()
-    layer = testing.setUp()
     layer.root['log'] = PersistentMapping()
     layer.agent.size = 1
     layer.agent.coalesce = 0.5
@@ -21,12 +21,7 @@ def layer():
     layer.reactor.time_flies(5)
     run(layer, note, -1)  # now it is known that jobs are short here, and they are claimed ahead
     seen.clear()
-    yield layer
-    testing.tearDown()
-
-
-def root():
-    return local.getJob()._p_jar.root()
+    return layer
 
 
 def note(number):

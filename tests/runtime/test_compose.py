@@ -1,10 +1,9 @@
 """What a user may expect of `serial` and `parallel`, while they run."""
 
-import threading
-
 import pytest
 import transaction
 
+from tests.runtime.support import gate, is_idle, said
 from zodbjobs import (
     Agent,
     Dispatcher,
@@ -19,23 +18,14 @@ from zodbjobs import (
     testing,
 )
 from zodbjobs.interfaces import BadStatusError, DependencyError, QueueClosed
-from zodbjobs.runtime import dispatcher as dispatchers
 
-said = []
 begun = []
-gate = threading.Event()
 
 
 @pytest.fixture
-def layer(monkeypatch):
-    said.clear()
+def layer(layer):
     begun.clear()
-    gate.clear()
-    monkeypatch.setattr(dispatchers, 'THREADS_END_SECONDS', 0.05)
-    layer = testing.setUp()
-    yield layer
-    gate.set()
-    testing.tearDown()
+    return layer
 
 
 @pytest.fixture
@@ -53,21 +43,6 @@ def finish(layer, *jobs, **wishes):
     layer.reactor.wait_for(*jobs, **{'attempts': 1} | wishes)
     transaction.begin()
     assert {job.status for job in jobs} == {status.COMPLETED}
-
-
-def is_idle(layer):
-    layer.reactor.time_flies(5)
-    transaction.begin()
-    for quota in layer.queue.quotas.values():
-        quota.clean()
-        assert len(quota) == 0
-    transaction.abort()
-    return (
-        layer.dispatcher._flight == {}
-        and layer.agent.held_count() == 0
-        and len(layer.agent) == 0
-        and len(layer.queue) == 0
-    )
 
 
 def work(value):

@@ -26,25 +26,6 @@ from zodbjobs.runtime import consumer as consumer_module
 
 
 @pytest.fixture
-def turned():
-    source = support.TurnedClock()
-    clock.use(source)
-    return source
-
-
-@pytest.fixture
-def house(tmp_path, turned):
-    house = support.file_house(tmp_path)
-    yield house
-    house.close()
-
-
-@pytest.fixture
-def side(house):
-    return house.first
-
-
-@pytest.fixture
 def consumer(side):
     with side.queue.consumer('worker') as consumer:
         yield consumer

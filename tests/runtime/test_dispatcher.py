@@ -13,6 +13,7 @@ import pytest
 import transaction
 from zope.testing import cleanup
 
+from tests.runtime.support import gate, said
 from zodbjobs import Agent, Dispatcher, Failure, Job, Queue, local, serial, status, testing
 from zodbjobs.interfaces import (
     KEY,
@@ -32,12 +33,6 @@ OTHER = uuid.UUID('00000000-0000-0000-0000-0000000000aa')
 #: Far less than a poll interval.
 MOMENT_SECONDS = 0.1
 
-#: What the jobs of a test said, in the order they ran.
-said = []
-
-#: What lets blocked jobs go on.
-gate = threading.Event()
-
 
 def say(word='done'):
     said.append(word)
@@ -55,17 +50,6 @@ def fail():
 
 def agent_name():
     return local.getAgentName(), str(local.getDispatcher().UUID)
-
-
-@pytest.fixture
-def layer(monkeypatch):
-    said.clear()
-    gate.clear()
-    monkeypatch.setattr(dispatchers, 'THREADS_END_SECONDS', 0.05)  # for blocked jobs
-    layer = testing.setUp()
-    yield layer
-    gate.set()
-    testing.tearDown()
 
 
 @pytest.fixture
@@ -1209,36 +1193,15 @@ class TestEvents:
 
     def test_a_subscriber_to_claims_that_raises(self, layer, listen, caplog):
         """It is logged; the jobs run."""
-        listen(JobClaimed, error=ValueError('bad ear'))
+
+        def fail_to_hear(event):
+            raise ValueError('bad ear')
+
+        listen(JobClaimed, deed=fail_to_hear)
         jobs = [layer.queue.put(say) for _ in range(3)]
         transaction.commit()
         layer.reactor.wait_for(*jobs)
         assert 'bad ear' in caplog.text
-
-
-@pytest.fixture
-def listen():
-    """A function: hear events of these classes, or raise `error` at them."""
-    import zope.event
-
-    added = []
-
-    def start(*classes, error=None):
-        heard = []
-
-        def hear(event):
-            if isinstance(event, classes):
-                heard.append(event)
-                if error is not None:
-                    raise error
-
-        zope.event.subscribers.append(hear)
-        added.append(hear)
-        return heard
-
-    yield start
-    for hear in added:
-        zope.event.subscribers.remove(hear)
 
 
 class TestLooks:

@@ -7,7 +7,7 @@ import operator
 import pytest
 import transaction
 
-from zodbjobs import Job, RetryPolicy, local, testing
+from zodbjobs import Job, RetryPolicy, local
 from zodbjobs.monitor.logs import JobFormatter, JSONFormatter
 from zodbjobs.runtime import joblog
 from zodbjobs.runtime.joblog import ANNOTATION, LINE_LENGTH, LINES
@@ -16,12 +16,10 @@ log = logging.getLogger('shop')
 
 
 @pytest.fixture
-def layer():
-    layer = testing.setUp()
+def layer(layer):
     log.setLevel(logging.INFO)
     yield layer
     log.setLevel(logging.NOTSET)
-    testing.tearDown()
 
 
 def chat(fail=False):

@@ -9,7 +9,7 @@ import zope.event
 from persistent.mapping import PersistentMapping
 from ZODB.utils import get_pickle_metadata
 
-from zodbjobs import Loop, LoopRunner, clock, local, testing
+from zodbjobs import Loop, LoopRunner, clock, local
 from zodbjobs.interfaces import LoopFresh, LoopLate
 
 HOUR = 3600
@@ -18,16 +18,14 @@ broken = set()
 
 
 @pytest.fixture
-def layer():
+def layer(layer):
     seen.clear()
     broken.clear()
-    layer = testing.setUp()
     layer.dispatcher.poll_interval = 600  # hours go by here
     layer.root['done'] = PersistentMapping()
     layer.loop = layer.root['loop'] = Loop(shards=2)
     transaction.commit()
-    yield layer
-    testing.tearDown()
+    return layer
 
 
 def update(ids):

@@ -11,7 +11,8 @@ import pytest
 import transaction
 from twisted.internet.defer import Deferred
 
-from zodbjobs import Job, local, status, testing
+from tests.runtime.support import gate, said, waiting
+from zodbjobs import Job, local, status
 from zodbjobs.interfaces import TimeLimitExceeded
 from zodbjobs.runtime.annotations import Surroundings
 from zodbjobs.runtime.pool import (
@@ -298,21 +299,6 @@ async def fail():
     raise ValueError('in the loop')
 
 
-said = []
-gate = threading.Event()
-
-
-@pytest.fixture
-def layer():
-    said.clear()
-    deferreds.clear()
-    gate.clear()
-    layer = testing.setUp()
-    yield layer
-    gate.set()
-    testing.tearDown()
-
-
 def overrun():
     said.append(threading.current_thread().name)
     assert gate.wait(10)
@@ -353,12 +339,9 @@ def waiting_deferred(way):
     said.append('begun')
     deferred = Deferred(hang_up)
     if way == 'ignore':
-        deferreds.append(Deferred())
-        deferred.addErrback(lambda failure: deferreds[-1])
+        waiting.append(Deferred())
+        deferred.addErrback(lambda failure: waiting[-1])
     return deferred
-
-
-deferreds = []
 
 
 class TestTimeLimit:
@@ -424,7 +407,7 @@ class TestTimeLimit:
         assert found == result
         assert said == ['begun', 'asked']
         gate.set()
-        for deferred in deferreds:
+        for deferred in waiting:
             deferred.callback('too late')
         layer.reactor.time_flies(5)
         transaction.begin()

@@ -6,7 +6,6 @@ and in a data manager.  Time is virtual, so that a wait is a date and no sleep.
 
 import datetime
 import logging
-import threading
 
 import pytest
 import transaction
@@ -15,6 +14,7 @@ from transaction.interfaces import TransientError
 from ZEO.Exceptions import ClientDisconnected
 from ZODB.POSException import ConflictError, POSKeyError
 
+from tests.runtime.support import gate, is_idle, root, said
 from zodbjobs import (
     Job,
     NeverRetry,
@@ -22,29 +22,18 @@ from zodbjobs import (
     RetryCommonFourTimes,
     RetryPolicy,
     clock,
-    local,
     status,
     testing,
 )
 from zodbjobs.interfaces import AbortedError, IJob, IRetryPolicy
 from zodbjobs.runtime import attempt
-from zodbjobs.runtime import dispatcher as dispatchers
-
-said = []
-gate = threading.Event()
 
 
 @pytest.fixture
-def layer(monkeypatch):
-    said.clear()
-    gate.clear()
-    monkeypatch.setattr(dispatchers, 'THREADS_END_SECONDS', 0.05)
-    layer = testing.setUp()
+def layer(layer):
     layer.root['count'] = 0
     transaction.commit()
-    yield layer
-    gate.set()
-    testing.tearDown()
+    return layer
 
 
 @pytest.fixture
@@ -78,25 +67,6 @@ def finish(layer, job):
         wait_seconds = (job.begin_after - clock.now()).total_seconds()
         layer.reactor.time_flies(max(wait_seconds, 1))
     raise AssertionError(testing.waiting.standing(job))
-
-
-def is_idle(layer):
-    layer.reactor.time_flies(5)
-    transaction.begin()
-    for quota in layer.queue.quotas.values():
-        quota.clean()
-        assert len(quota) == 0
-    transaction.abort()
-    return (
-        layer.dispatcher._flight == {}
-        and layer.agent.held_count() == 0
-        and len(layer.agent) == 0
-        and len(layer.queue) == 0
-    )
-
-
-def root():
-    return local.getJob()._p_jar.root()
 
 
 def count_up():

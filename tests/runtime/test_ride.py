@@ -7,7 +7,8 @@ import transaction
 import zope.event
 from persistent.mapping import PersistentMapping
 
-from zodbjobs import Job, local, status, testing
+from tests.runtime.support import root
+from zodbjobs import Job, local, status
 from zodbjobs.interfaces import CancelledError, JobCompleted
 from zodbjobs.model.queue import Queue
 from zodbjobs.model.retry import NeverRetry
@@ -17,17 +18,11 @@ seen = []
 
 
 @pytest.fixture
-def layer():
+def layer(layer):
     seen.clear()
-    layer = testing.setUp()
     layer.root['log'] = PersistentMapping()
     transaction.commit()
-    yield layer
-    testing.tearDown()
-
-
-def root():
-    return local.getJob()._p_jar.root()
+    return layer
 
 
 def look(result=None):

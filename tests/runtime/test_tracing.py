@@ -3,20 +3,13 @@
 import pytest
 import transaction
 
-from zodbjobs import Job, testing
+from zodbjobs import Job
 
 trace = pytest.importorskip('opentelemetry.trace')
 context = pytest.importorskip('opentelemetry.context')
 
 TRACE = 0x0AF7651916CD43DD8448EB211C80319C
 SPAN = 0xB7AD6B7169203331
-
-
-@pytest.fixture
-def layer():
-    layer = testing.setUp()
-    yield layer
-    testing.tearDown()
 
 
 @pytest.fixture

@@ -17,6 +17,7 @@ from zodbjobs import clock
 from zodbjobs.model.queue import Filings
 from zodbjobs.runtime import dispatcher as dispatchers
 from zodbjobs.runtime import trouble
+from zodbjobs.runtime.byhand import Later
 from zodbjobs.runtime.pool import AgentThreadPool, Worker
 from zodbjobs.testing.simulation.storage import Client, Database, PlannedError
 
@@ -165,7 +166,7 @@ class TurnReactor:
     def __init__(self, process):
         self.process = process
         self._asked = collections.deque()
-        self._later = []  # heap of (virtual microseconds, number, _Later)
+        self._later = []  # heap of (virtual microseconds, number, Later)
         self._numbers = itertools.count()
 
     def callFromThread(self, call, *args, **kw):
@@ -179,7 +180,7 @@ class TurnReactor:
     def callLater(self, seconds, call, *args, **kw):
         # Never a little too soon, or who asks for the rest of a second asks without end.
         moment = self.process.world.now + math.ceil(seconds * clock.SECOND)
-        later = _Later(call, args, kw)
+        later = Later(call, args, kw)
         heapq.heappush(self._later, (moment, next(self._numbers), later))
         return later
 
@@ -213,20 +214,6 @@ class TurnReactor:
                 call, args, kw = later.call, later.args, later.kw
                 later.cancel()
             call(*args, **kw)
-
-
-class _Later:
-    """A delayed call."""
-
-    def __init__(self, call, args, kw):
-        self.call, self.args, self.kw = call, args, kw
-        self._is_active = True
-
-    def active(self):
-        return self._is_active
-
-    def cancel(self):
-        self._is_active = False
 
 
 class TurnWitness:
