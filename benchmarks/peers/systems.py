@@ -97,32 +97,38 @@ def on_bare_postgres(environment):
 
 
 @contextlib.contextmanager
-def on_redis(environment):
-    """A Redis that syncs its log at every command."""
-    with tempfile.TemporaryDirectory(prefix='bench-') as folder:
-        socket = os.path.join(folder, 'redis')
-        command = ['redis-server', '--port', '0', '--unixsocket', socket, '--save', '']
-        command += ['--appendonly', 'yes', '--appendfsync', 'always', '--dir', folder]
-        environment['PEERS_REDIS'] = socket
-        with server(command, socket):
-            yield
-
-
-@contextlib.contextmanager
-def on_beanstalkd(environment):
-    with tempfile.TemporaryDirectory(prefix='bench-') as folder:
-        socket = os.path.join(folder, 'beanstalkd')
-        command = ['beanstalkd', '-b', folder, '-f', '0', '-l', f'unix:{socket}']
-        environment['PEERS_BEANSTALK'] = socket
-        with server(command, socket):
-            yield
-
-
-@contextlib.contextmanager
 def on_sqlite(environment):
     with tempfile.TemporaryDirectory(prefix='bench-') as folder:
         environment['PEERS_FOLDER'] = folder
         yield
+
+
+@contextlib.contextmanager
+def served(environment, variable, command):
+    """A server of ``command(folder, socket)``, whose socket that variable names."""
+    with tempfile.TemporaryDirectory(prefix='bench-') as folder:
+        socket = environment[variable] = os.path.join(folder, 'socket')
+        with server(command(folder, socket), socket):
+            yield
+
+
+def on_redis(environment):
+    """A Redis that syncs its log at every command."""
+    return served(environment, 'PEERS_REDIS', redis_command)
+
+
+def redis_command(folder, socket):
+    command = ['redis-server', '--port', '0', '--unixsocket', socket, '--save', '']
+    return [*command, '--appendonly', 'yes', '--appendfsync', 'always', '--dir', folder]
+
+
+def on_beanstalkd(environment):
+    """A beanstalkd that syncs its log at every command."""
+    return served(environment, 'PEERS_BEANSTALK', beanstalkd_command)
+
+
+def beanstalkd_command(folder, socket):
+    return ['beanstalkd', '-b', folder, '-f', '0', '-l', f'unix:{socket}']
 
 
 @dataclasses.dataclass(frozen=True)

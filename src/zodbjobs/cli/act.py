@@ -9,6 +9,7 @@ Runs in the main thread; each batch of jobs is a transaction of its own.
 import json
 import sys
 
+from zodbjobs.cli.arguments import add_path, import_paths
 from zodbjobs.cli.output import WRONGLY_ASKED, CommandError, print_json, say
 from zodbjobs.cli.see import Command, add_filters, answer, filters_of, only_address
 from zodbjobs.cli.source import opened, split_words
@@ -278,14 +279,11 @@ def _put_arguments(parser):
     add('--quota', action='append', metavar='NAME', help='a quota it needs a place of')
     add('--id', metavar='ID', help='unique among unfinished jobs')
     add('--retries', type=int, metavar='N')
-    add('--path', action='append', metavar='P', help='a folder to import from')
+    add_path(parser)
 
 
 def _put(args):
-    from zodbjobs.cli.run import make_importable
-
-    for path in args.path or ():
-        make_importable(path)
+    import_paths(args)
     address, words = split_words(args)
     if not words or ':' not in words[0]:
         raise CommandError('name a function as module:function', WRONGLY_ASKED)

@@ -3,7 +3,8 @@
 Runs in the main thread; nothing is stored.
 """
 
-from zodbjobs.cli.output import positive, print_json
+from zodbjobs.cli.arguments import add_path, import_paths, positive, seconds
+from zodbjobs.cli.output import print_json
 from zodbjobs.cli.see import Command, answer
 from zodbjobs.cli.tables import print_table
 
@@ -11,8 +12,6 @@ HEALTHY, SICK = 0, 1
 
 
 def _max_wait(parser):
-    from zodbjobs.cli.run import seconds
-
     add = parser.add_argument
     add('--max-wait', type=seconds, default=300, metavar='S', help='default: 300 seconds')
 
@@ -70,16 +69,14 @@ doctor = Command(
 
 
 def _lint_arguments(parser):
-    add = parser.add_argument
-    add('--path', action='append', metavar='P', help='a folder or a module to import jobs from')
-    add('--look', type=positive, default=100_000, metavar='N', help='default: 100000 jobs')
+    add_path(parser)
+    parser.add_argument(
+        '--look', type=positive, default=100_000, metavar='N', help='default: 100000 jobs'
+    )
 
 
 def _lint(args):
-    from zodbjobs.cli.run import make_importable
-
-    for path in args.path or ():
-        make_importable(path)
+    import_paths(args)
     found = answer(args, 'lint', look=args.look)
     if args.json:
         print_json(found)

@@ -23,6 +23,7 @@ import transaction
 from BTrees.OOBTree import OOBTree
 
 from zodbjobs import Job, Queue, Queues, clock, parallel
+from zodbjobs.cli.arguments import positive
 from zodbjobs.cli.codeindex import CodeIndex, parse, scan
 from zodbjobs.cli.output import (
     WRONGLY_ASKED,
@@ -31,7 +32,6 @@ from zodbjobs.cli.output import (
     describe,
     logging_to,
     percentile,
-    positive,
     print_json,
     progress,
     say,

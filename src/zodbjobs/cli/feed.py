@@ -17,7 +17,8 @@ import threading
 import transaction
 
 from zodbjobs import Feeds
-from zodbjobs.cli.output import WRONGLY_ASKED, CommandError, describe, positive, print_json, say
+from zodbjobs.cli.arguments import positive
+from zodbjobs.cli.output import WRONGLY_ASKED, CommandError, describe, print_json, say
 from zodbjobs.cli.source import VARIABLE, is_address
 from zodbjobs.interfaces import FEEDS_KEY, NoticesGone
 from zodbjobs.runtime import delivery, wakeup

@@ -7,8 +7,8 @@ Runs in the main thread; each deed is a transaction of its own.
 """
 
 from zodbjobs.cli import tables
+from zodbjobs.cli.arguments import seconds
 from zodbjobs.cli.output import WRONGLY_ASKED, CommandError, describe, print_json
-from zodbjobs.cli.run import seconds
 from zodbjobs.cli.source import add_source, opened, split_words
 from zodbjobs.cli.tables import print_facts, print_table
 

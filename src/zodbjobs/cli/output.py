@@ -41,14 +41,6 @@ def describe(parser, text, examples):
     parser.epilog = 'examples:\n' + textwrap.indent(textwrap.dedent(examples).strip(), '  ')
 
 
-def positive(text):
-    """An argparse type: a whole number from 1 on."""
-    number = int(text)
-    if number < 1:
-        raise ValueError(text)
-    return number
-
-
 def say(text):
     """Tell what happens, on stderr."""
     print(text, file=sys.stderr, flush=True)

@@ -13,7 +13,6 @@ clean stop.
 
 import argparse
 import contextlib
-import importlib
 import itertools
 import logging
 import os
@@ -25,7 +24,8 @@ import transaction
 
 from zodbjobs import Agent, Queue, Queues, configure, subscribers
 from zodbjobs.cli import configured, supervisor
-from zodbjobs.cli.output import LOG_FORMAT, WRONGLY_ASKED, CommandError, describe, positive
+from zodbjobs.cli.arguments import add_path, age, import_paths, positive, seconds, size
+from zodbjobs.cli.output import LOG_FORMAT, WRONGLY_ASKED, CommandError, describe
 from zodbjobs.cli.staff import close_database
 from zodbjobs.interfaces import KEY, DatabaseOpened
 from zodbjobs.runtime import shared_file
@@ -69,7 +69,7 @@ def add_arguments(parser):
     add('--threads', type=positive, metavar='N', default=3, help='jobs at a time (default: 3)')
     add('--channel', action='append', metavar='C', help='take the jobs of this channel only')
     add('--poll-interval', type=seconds, metavar='S', default=5, help='default: 5 seconds')
-    add('--path', action='append', metavar='P', help='a folder or a module to import jobs from')
+    add_path(parser)
     add('--grace', type=seconds, metavar='S', default=30, help='time to end (default: 30 seconds)')
     add('--deployment', metavar='NAME', help='serve a database of this deployment only')
     add('--name', type=uuid.UUID, metavar='UUID', help='who it is (default: found by itself)')
@@ -84,36 +84,6 @@ def add_arguments(parser):
     add('--pack-every', type=age, metavar='AGE', help='pack the database so often, as in 24h')
     add('--pack-keep', type=age, metavar='AGE', default=86400, help='... keeping so much (1d)')
     add('--supervised', type=positive, help=argparse.SUPPRESS)  # the number of a worker
-
-
-def seconds(text):
-    """An argparse type: a number from 0 on."""
-    number = float(text)
-    if not 0 <= number < float('inf'):
-        raise ValueError(text)
-    return number
-
-
-def size(text):
-    """An argparse type: bytes, also as 500k, 500M, 2G."""
-    return int(_with_unit(text.removesuffix('B').removesuffix('b'), SIZES))
-
-
-def age(text):
-    """An argparse type: seconds, also as 90s, 30m, 12h, 1d."""
-    return _with_unit(text, AGES)
-
-
-SIZES = {'k': 1e3, 'M': 1e6, 'G': 1e9, 'K': 1e3}
-AGES = {'s': 1, 'm': 60, 'h': 3600, 'd': 86400}
-
-
-def _with_unit(text, units):
-    factor = units.get(text[-1:], 1)
-    number = float(text[:-1] if text[-1:] in units else text) * factor
-    if not 0 < number < float('inf'):
-        raise ValueError(text)
-    return number
 
 
 def named_uri(text):
@@ -136,8 +106,7 @@ def main(args):
         os.environ['ZODBJOBS_MONITOR'] = args.monitor  # workers of -n have it, too
     if args.processes:
         return supervise(args)
-    for path in args.path or ():
-        make_importable(path)
+    import_paths(args)
     if args.zcml or args.zope:
         return run_configured(args)
     configure.base()
@@ -294,19 +263,6 @@ def queue_and_home(text, db):
     """(name of the queue, name of its database or None) of QUEUE or QUEUE@DATABASE."""
     name, at, home = text.rpartition('@')
     return (name, home) if at and home in db.databases else (text, None)
-
-
-def make_importable(path):
-    """Put the folder `path` on sys.path, or import the module of that name."""
-    if os.path.isdir(path):
-        sys.path.insert(0, os.path.abspath(path))
-        return
-    try:
-        importlib.import_module(path)
-    except ImportError as error:
-        raise CommandError(
-            f'--path {path}: no folder, and no module: {error}', WRONGLY_ASKED
-        ) from None
 
 
 def install(root, name, args):

@@ -9,12 +9,12 @@ Runs in the main thread.
 import argparse
 
 from zodbjobs.cli import tables
+from zodbjobs.cli.arguments import positive
 from zodbjobs.cli.output import (
     WRONGLY_ASKED,
     CommandError,
     bytes_text,
     describe,
-    positive,
     print_json,
 )
 from zodbjobs.cli.source import add_source, only_address, opened, split_words

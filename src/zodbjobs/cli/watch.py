@@ -10,7 +10,8 @@ import threading
 
 from zodbjobs import clock
 from zodbjobs.cli import tables
-from zodbjobs.cli.output import positive
+from zodbjobs.cli.arguments import positive, seconds
+from zodbjobs.cli.output import print_json
 from zodbjobs.cli.see import JOB_COLUMNS, QUEUE_COLUMNS, Command, job_lines
 from zodbjobs.cli.source import opened, split_words
 
@@ -33,8 +34,6 @@ def pause(seconds):
 
 
 def _top_arguments(parser):
-    from zodbjobs.cli.run import seconds
-
     add = parser.add_argument
     add('--interval', type=seconds, default=1, metavar='S', help='default: 1 second')
     add('--once', action='store_true', help='one look; so it is where the output is piped')
@@ -45,8 +44,6 @@ def _top(args):
     address, words = split_words(args)
     with opened(address or (words[0] if words else None)) as source:
         if args.json:
-            from zodbjobs.cli.output import print_json
-
             print_json(_look(source))
         elif args.once or not sys.stdout.isatty():
             print(_plain_top(_look(source), None, source.shown))
@@ -166,8 +163,6 @@ top = Command(
 
 
 def _tail_arguments(parser):
-    from zodbjobs.cli.run import seconds
-
     add = parser.add_argument
     add('--interval', type=seconds, default=0.5, metavar='S', help='default: 0.5 seconds')
     add('--looks', type=positive, metavar='N', help='end after so many looks')
@@ -281,8 +276,6 @@ def _threads(args):
                 rows = door.ask('threads', {'everything': args.all})
                 found.append({'dispatcher': door.uuid, 'pid': door.pid, 'threads': rows})
     if args.json:
-        from zodbjobs.cli.output import print_json
-
         print_json(found)
         return
     for each in found:

@@ -9,8 +9,8 @@ import contextlib
 import logging
 import sys
 
+from zodbjobs.cli.arguments import add_path, import_paths, seconds
 from zodbjobs.cli.output import LOG_FORMAT, describe
-from zodbjobs.cli.run import make_importable, seconds
 
 
 def add_arguments(parser):
@@ -32,7 +32,7 @@ def add_arguments(parser):
     add('--queue', metavar='NAME', default='', help="default: ''")
     add('--max-tasks', type=int, metavar='N', default=0, help='end after so many (0: never)')
     add('--nap-time', type=seconds, metavar='S', default=0.1, help='default: 0.1 seconds')
-    add('--path', action='append', metavar='P', help='a folder or a module to import tasks from')
+    add_path(parser, 'tasks')
 
 
 def main(args):
@@ -41,8 +41,7 @@ def main(args):
 
     logging.basicConfig(stream=sys.stderr, format=LOG_FORMAT)
     logging.getLogger('zodbjobs').setLevel(logging.INFO)
-    for path in args.path or ():
-        make_importable(path)
+    import_paths(args)
     with contextlib.closing(Tasks(args.uri, args.queue)) as tasks:
         Worker(tasks, args.max_tasks, args.nap_time).run_forever()
     return 0

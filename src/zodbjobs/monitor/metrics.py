@@ -24,6 +24,20 @@ PREFIX = 'zodbjobs'
 #: (key of the queue's facts, the label `state`)
 STATES = ('waiting', 'later', 'held', 'running', 'finished')
 
+#: What an agent's attempts came to: a key of the statistics' totals, and the help of its metric.
+TOTALS = {
+    'conflicts': 'Calls that were run again after a conflict.',
+    'retries': 'Attempts after which the job was filed again.',
+    'rescues': 'Attempts that were made of jobs whose worker had died.',
+}
+
+#: Histograms of seconds, likewise.
+SPANS = {
+    'wait': 'From when a job was due until it started.',
+    'run': 'How long a job had a thread.',
+    'commit': 'How long the commit of the work took.',
+}
+
 LOOPBACK = '127.0.0.1'
 
 
@@ -127,19 +141,11 @@ class Collector:
         )
         totals = {
             name: core.CounterMetricFamily(f'{PREFIX}_{name}', text, labels=labels)
-            for name, text in (
-                ('conflicts', 'Calls that were run again after a conflict.'),
-                ('retries', 'Attempts after which the job was filed again.'),
-                ('rescues', 'Attempts that were made of jobs whose worker had died.'),
-            )
+            for name, text in TOTALS.items()
         }
         spans = {
             name: core.HistogramMetricFamily(f'{PREFIX}_{name}_seconds', text, labels=labels)
-            for name, text in (
-                ('wait', 'From when a job was due until it started.'),
-                ('run', 'How long a job had a thread.'),
-                ('commit', 'How long the commit of the work took.'),
-            )
+            for name, text in SPANS.items()
         }
         for (queue, agent), totals_of in self.dispatcher.statistics.totals().items():
             place = [queue or '', agent or '']

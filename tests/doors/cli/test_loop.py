@@ -5,17 +5,11 @@ import json
 import pytest
 
 from zodbjobs import Loop, LoopRunner, Loops, Queue, Queues
-from zodbjobs.cli import source
 from zodbjobs.cli.main import main
 from zodbjobs.interfaces import KEY, LOOPS_KEY
 from zodbjobs.runtime.address import open_database
 
-
-@pytest.fixture(autouse=True)
-def no_default(monkeypatch, tmp_path):
-    """No database of the machine is found by itself."""
-    monkeypatch.delenv(source.VARIABLE, raising=False)
-    monkeypatch.setenv('ZODBJOBS_LOCK_DIR', str(tmp_path))
+pytestmark = pytest.mark.usefixtures('no_default')
 
 
 @pytest.fixture

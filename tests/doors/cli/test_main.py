@@ -11,7 +11,6 @@ from zodbjobs.cli.output import (
     LineProgress,
     bytes_text,
     percentile,
-    positive,
     seconds_text,
 )
 
@@ -174,13 +173,6 @@ def test_percentile():
     assert percentile(list(range(100)), 0.5) == 50
     assert percentile(list(range(100)), 0.95) == 95
     assert percentile(list(range(100)), 1) == 99
-
-
-@pytest.mark.parametrize('text', ['0', '-1', 'x', '1.5'])
-def test_positive(text):
-    with pytest.raises(ValueError):
-        positive(text)
-    assert positive('3') == 3
 
 
 class Clock:

@@ -13,7 +13,7 @@ import ZODB
 
 from zodbjobs import Job, Queue, Queues
 from zodbjobs.cli.main import main
-from zodbjobs.cli.run import install, make_importable, seconds
+from zodbjobs.cli.run import install
 from zodbjobs.cli.staff import pause
 from zodbjobs.interfaces import COMPLETED, KEY, PENDING
 from zodbjobs.runtime.address import open_database
@@ -76,30 +76,6 @@ def test_a_queue_that_is_not_named_any_more_is_not_served(connection):
     assert agent(connection, 'a').size == 3 and agent(connection, 'b').size == 0
     install(connection.root(), NAME, wanted(queue=['b']))
     assert agent(connection, 'a').size == 0 and agent(connection, 'b').size == 3
-
-
-# Where jobs are imported from --------------------------------------------------------------
-
-
-def test_a_folder_goes_to_the_front_of_the_path(tmp_path, monkeypatch):
-    monkeypatch.setattr(sys, 'path', list(sys.path))
-    make_importable(str(tmp_path))
-    assert sys.path[0] == str(tmp_path)
-
-
-def test_a_module_is_imported(tmp_path, monkeypatch):
-    monkeypatch.syspath_prepend(tmp_path)
-    (tmp_path / 'imported_for_a_test.py').write_text('')
-    make_importable('imported_for_a_test')
-    assert 'imported_for_a_test' in sys.modules
-    del sys.modules['imported_for_a_test']
-
-
-@pytest.mark.parametrize('text', ['-1', 'x', 'nan', 'inf'])
-def test_seconds(text):
-    with pytest.raises(ValueError):
-        seconds(text)
-    assert seconds('0.5') == 0.5
 
 
 # Bad input ---------------------------------------------------------------------------------

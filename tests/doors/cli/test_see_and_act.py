@@ -21,11 +21,7 @@ def words_of(value):
     return ' '.join(value) if isinstance(value, list) else None
 
 
-@pytest.fixture(autouse=True)
-def no_default(monkeypatch, tmp_path):
-    """No database of the machine is found by itself."""
-    monkeypatch.delenv(source.VARIABLE, raising=False)
-    monkeypatch.setenv('ZODBJOBS_LOCK_DIR', str(tmp_path))
+pytestmark = pytest.mark.usefixtures('no_default')
 
 
 @pytest.fixture

@@ -8,7 +8,7 @@ import socket
 import pytest
 
 from zodbjobs import clock
-from zodbjobs.cli import run, supervisor
+from zodbjobs.cli import supervisor
 from zodbjobs.cli.main import main
 from zodbjobs.cli.supervisor import Limits, Supervisor
 
@@ -342,25 +342,6 @@ def test_facts_come_over_the_line_whole_or_not_at_all():
 
 
 # the command
-
-
-@pytest.mark.parametrize(
-    'text, found', [('500', 500), ('500k', 5e5), ('500M', 5e8), ('1.5G', 1.5e9), ('500MB', 5e8)]
-)
-def test_sizes(text, found):
-    assert run.size(text) == found
-
-
-@pytest.mark.parametrize('text, found', [('9', 9), ('90s', 90), ('30m', 1800), ('1d', 86400)])
-def test_ages(text, found):
-    assert run.age(text) == found
-
-
-@pytest.mark.parametrize('text', ['', 'M', '-1', '0', 'nan', 'inf', '5x'])
-def test_what_is_no_size_and_no_age(text):
-    for reading in (run.size, run.age):
-        with pytest.raises(ValueError):
-            reading(text)
 
 
 @pytest.mark.parametrize(

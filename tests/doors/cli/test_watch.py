@@ -25,9 +25,7 @@ def half_way():
 
 
 @pytest.fixture
-def layer(monkeypatch, tmp_path):
-    monkeypatch.setenv('ZODBJOBS_LOCK_DIR', str(tmp_path))
-    monkeypatch.delenv('ZODBJOBS_URI', raising=False)
+def layer(monkeypatch, no_default):
     monkeypatch.setattr(dispatchers, 'THREADS_END_SECONDS', 0.05)
     gate.clear()
     layer = testing.setUp()
