@@ -108,6 +108,12 @@ class Side:
         """A new `Round` at the queue."""
         return Round(self.queue, clock.micros(), complain=complain)
 
+    def file_all(self):
+        """Sort all that waits in the lanes into the trees; nothing is committed."""
+        look = self.look()
+        look.sort()
+        look.file_rest(leave=0)
+
     def claim(self, room=1, ahead=0, agent=None, complain=None):
         """Claim as a dispatcher does; returns Assignments, nothing is committed."""
         look = self.look(complain)

@@ -143,9 +143,7 @@ def test_jobs_to_conclude_are_found_by_their_channel(side, queue, is_sorted):
     job.cancel()
     side.commit()
     if is_sorted:
-        look = side.look()
-        look.sort()
-        look.file_rest(leave=0)
+        side.file_all()
         side.commit()
     side.agent.channels = ['web']
     assert side.claim(9) == []
@@ -188,9 +186,7 @@ def test_a_filter_that_raises_takes_nothing_and_is_reported(side, queue):
 def test_a_filter_is_not_asked_about_filings_that_were_withdrawn(side, queue):
     jobs = [queue.put(work, priority=2) for _ in range(3)]
     side.commit()
-    look = side.look()
-    look.sort()
-    look.file_rest(leave=0)
+    side.file_all()
     jobs[0].hold()
     jobs[1].priority = 4
     side.commit()
@@ -332,9 +328,7 @@ def test_a_job_that_waits_for_one_it_returned_is_listed_without_a_place(side, qu
 
 def test_a_withdrawn_filing_is_not_listed(house, side, queue):
     (job,) = put(side)
-    look = side.look()
-    look.sort()
-    look.file_rest(leave=0)
+    side.file_all()
     side.commit()
     other = house.side()
     other.begin()

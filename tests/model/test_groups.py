@@ -141,9 +141,7 @@ def test_a_round_shuts_no_more_than_some_and_is_made_again(side, queue, monkeypa
         queue.put(work, quota_names=[f'q{number}'], priority=number)
     last = queue.put(work, priority=9)
     side.commit()
-    look = side.look()
-    look.sort()
-    look.file_rest(leave=0)
+    side.file_all()
     rounds = []
     while True:
         look = side.look()

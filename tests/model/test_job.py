@@ -420,9 +420,7 @@ def test_a_callback_added_by_another_client_meets_no_completion(house, side, que
 def test_who_changes_a_waiting_job_meets_its_claim_if_it_may_run_but_once(house, side, queue):
     """Else it could begin, be changed, and begin again."""
     job = queue.put(work, retry_policy_factory=NeverRetry)
-    look = side.look()
-    look.sort()
-    look.file_rest(leave=0)
+    side.file_all()
     side.commit()
     other = house.side()
     other.begin()
@@ -444,9 +442,7 @@ def test_a_job_may_be_held_any_number_of_times(side, queue, turned, is_sorted):
     for count in range(70):
         side.commit()
         if is_sorted:
-            look = side.look()
-            look.sort()
-            look.file_rest(leave=0)
+            side.file_all()
         job.hold(f'time {count}')
         assert (list(queue), len(queue), list(queue.held.values())) == ([other], 1, [job])
         assert job.hold_reason == f'time {count}'

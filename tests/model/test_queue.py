@@ -19,9 +19,7 @@ AMBIGUOUS = datetime.datetime(2026, 10, 25, 2, 30, tzinfo=zoneinfo.ZoneInfo('Eur
 
 def sort_all(side):
     """Have a dispatcher sort everything that waits in the lanes, and commit."""
-    look = side.look()
-    look.sort()
-    look.file_rest(leave=0)
+    side.file_all()
     side.commit()
 
 

@@ -229,9 +229,7 @@ def test_a_withdrawn_filing_is_counted_out(side, queue):
     (job,) = claimed(side)
     stale = queue.put(work)
     side.commit()
-    look = side.look()
-    look.sort()
-    look.file_rest(leave=0)
+    side.file_all()
     stale.hold()
     assert len(side.claim(1)) == 1
     side.record.deactivate()
@@ -244,9 +242,7 @@ def test_the_count_recovers_from_a_crash(side, queue):
     """After a death it is not known which claims had been withdrawn."""
     job = queue.put(work)
     side.commit()
-    look = side.look()
-    look.sort()
-    look.file_rest(leave=0)
+    side.file_all()
     side.commit()
     job.hold()
     assert len(side.claim(1)) == 1

@@ -6,6 +6,7 @@ import pytest
 import transaction
 
 from tests.doors.beanstalk.support import Desk
+from tests.storages.support import together
 from zodbjobs import Message, Queue, Queues, clock
 from zodbjobs.interfaces import COMPLETED, KEY
 
@@ -46,26 +47,18 @@ def talk(desk):
 
 
 def test_every_job_is_given_to_one_client_of_one_gateway(desks):
-    count, found, errors = 30, [], []
+    count, found = 30, []
 
     def work(desk):
-        try:
-            mine = talk(desk)
-            for number in range(count):
-                mine.put(b'%d' % number)
-            while (answer := mine.say(b'reserve-with-timeout 0')) != b'TIMED_OUT\r\n':
-                number = answer.split()[1]
-                assert mine.say(b'delete ' + number) == b'DELETED\r\n'
-                found.append(number)
-        except BaseException as error:  # noqa: BLE001 - told by the test
-            errors.append(error)
+        mine = talk(desk)
+        for number in range(count):
+            mine.put(b'%d' % number)
+        while (answer := mine.say(b'reserve-with-timeout 0')) != b'TIMED_OUT\r\n':
+            number = answer.split()[1]
+            assert mine.say(b'delete ' + number) == b'DELETED\r\n'
+            found.append(number)
 
-    threads = [threading.Thread(target=work, args=(desk,)) for desk in desks]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    assert errors == []
+    assert together(work, desks) == []
     last = talk(desks[0])
     while (answer := last.say(b'reserve-with-timeout 0')) != b'TIMED_OUT\r\n':
         found.append(answer.split()[1])  # what a thread that stopped early has left
