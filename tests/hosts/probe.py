@@ -25,7 +25,7 @@ from zope.globalrequest import getRequest
 from zope.interface import Interface, alsoProvides
 from zope.security.management import queryInteraction
 
-from zodbjobs import RetryCommonForever, local
+from zodbjobs import RetryCommonForever, local, monitor
 from zodbjobs.interfaces import KEY, IQueue
 from zodbjobs.zope import Job, accepted, view_job
 
@@ -70,6 +70,10 @@ def surroundings(context=None):
         'thread': threading.current_thread().name,
         'interaction': queryInteraction() is not None,
     }
+
+
+def surroundings_after(context, result):
+    return surroundings(context)
 
 
 def thread_is_bare():
@@ -174,6 +178,20 @@ class Probe(BrowserView):
         from zodbjobs import Job as PlainJob
 
         return self.queue.put(PlainJob(thread_is_bare)).oid
+
+    def plain_and_callback(self):
+        """A job that needs nothing, and a callback of Zope's."""
+        from zodbjobs import Job as PlainJob
+
+        job = self.queue.put(PlainJob(os.getpid))
+        return [job.oid, job.addCallback(Job(surroundings_after, self.context)).oid]
+
+    def why(self, oid):
+        return monitor.why(self._job(oid))
+
+    def doctor(self):
+        queues = self.context._p_jar.root()[KEY]
+        return [finding['what'] for finding in monitor.examine(queues)['findings']]
 
     def fail(self):
         return self.put(fail, self.context)

@@ -211,6 +211,12 @@ format = %(asctime)s %(levelname)s %(name)s %(message)s
         conf = str(self.home / 'etc' / 'zope.conf')
         return self._start('worker.log', 'zodbjobs', 'run', '--zope', conf, *words)
 
+    def start_plain_worker(self, *words):
+        """Start `zodbjobs run` on the ZEO server, with nothing of Zope; returns the process."""
+        storage = (self.home / 'etc' / 'zope.conf').read_text()
+        address = storage.partition('server ')[2].split()[0]
+        return self._start('plain.log', 'zodbjobs', 'run', f'zeo://{address}', *words)
+
     def stop(self, number=signal.SIGTERM):
         """Stop the server as an init system does; returns the exit code."""
         process, self.process = self.process, None

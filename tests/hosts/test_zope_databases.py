@@ -90,3 +90,37 @@ def test_a_worker_with_an_instance_home_of_its_own(producer, tmp_path):
     with working(home) as worker:
         assert producer.result(producer.probe('surroundings', '/site1'))['pid'] == worker.pid
     assert 'has stopped' in home.log('worker.log')
+
+
+@contextlib.contextmanager
+def plain_worker(zope):
+    """A worker for the same database that knows nothing of Zope, though it could import it."""
+    worker = zope.start_plain_worker()
+    try:
+        yield worker
+        worker.send_signal(signal.SIGTERM)
+        assert worker.wait(60) == 0, zope.log('plain.log')
+    finally:
+        worker.kill()
+        worker.wait()
+
+
+def test_a_plain_worker_leaves_the_jobs_of_zope_alone(producer):
+    zope = producer
+    with plain_worker(zope) as plain:
+        held = [zope.probe('surroundings', '/site1', BOB) for _ in range(3)]
+        plain_one, back = zope.probe('plain_and_callback', '/site1', BOB)
+        assert zope.result(zope.probe('bare')) == [None, None, None, None]  # it does its work
+        told = wait_until(
+            lambda: (found := zope.probe('job', oid=plain_one))['status'] == 'callbacks' and found
+        )
+        assert told['result'] == plain.pid  # it ran there; what follows needs a Zope
+        why = zope.probe('why', oid=held[0])
+        assert 'it needs a Zope, and no dispatcher' in why and 'zodbjobs run --zope' in why
+        assert zope.probe('job', oid=held[0])['status'] == 'pending'
+        assert any('jobs need a Zope' in what for what in zope.probe('doctor'))
+        assert wait_until(lambda: 'are left to others' in zope.log('plain.log'))
+        with working(zope) as worker:
+            assert {zope.result(oid)['pid'] for oid in held} == {worker.pid}
+            assert zope.result(back)['pid'] == worker.pid
+            assert zope.outcome(plain_one)['result'] == plain.pid

@@ -201,6 +201,9 @@ def _status(args):
     if found['deployment']:
         print(f'deployment {found["deployment"]}')
     print_table(QUEUE_COLUMNS, found['queues'])
+    for queue in found['queues']:
+        if queue['needs']:
+            print(f'queue {queue["name"]!r}: {queue["needs"]}')
     serving = [record for record in found['dispatchers'] if record['state'] != 'off']
     if serving:
         print()

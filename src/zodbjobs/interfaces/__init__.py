@@ -559,8 +559,9 @@ class IDispatcherAgents(IEnumerableMapping):
     stuck = Attribute('aware UTC datetime since when it makes no passes though it lives, or None')
     host = Attribute('the host it runs on')
     pid = Attribute('its process there')
+    hosts = Attribute('what its process has for jobs that need it: bits of zodbjobs.model.hosts')
 
-    def activate(host=None, pid=None):
+    def activate(host=None, pid=None, hosts=0):
         """Say that the dispatcher serves the queue.  ValueError if it does already."""
 
     def deactivate(begun=()):

@@ -16,6 +16,7 @@ from ZODB.broken import Broken
 
 from zodbjobs import status
 from zodbjobs.facts import Assignment
+from zodbjobs.model import hosts
 from zodbjobs.model.call import refuse_broken
 from zodbjobs.model.intake import DEPENDS, LANES, URGENT, Entry
 from zodbjobs.model.ready import (
@@ -93,6 +94,8 @@ class Round:
         #: Without a handler nobody but consumers can do anything with a message.
         self.takes_messages = queue.settings.handler is not None
         self.only_messages = False
+        self.hosts = hosts.here()
+        self.left = 0  # bits of what jobs need that were left for it
 
     # sort
 
@@ -259,9 +262,14 @@ class Round:
         return 0 if ours else order_key(SHARD_MICROSECONDS)
 
     def _is_for_us(self, group):
-        if group[KIND] & IS_MESSAGE:
-            return self.takes_messages
-        return not self.only_messages
+        kind = group[KIND]
+        if not kind:
+            return not self.only_messages
+        missing = hosts.missing(kind, self.hosts)
+        if missing:
+            self.left |= missing
+            return False
+        return self.takes_messages if kind & IS_MESSAGE else not self.only_messages
 
     def _has_room(self, group):
         return all(self._room(name) > 0 for name in group[QUOTAS])

@@ -16,10 +16,11 @@ A host has, as functions of an object of that name::
     is_entered() -> bool                  whether this thread is in a scene
 
 Runs where the job does: `remember` and `stored` in the application's thread,
-the others in the worker's.
+the others in the worker's.  A class says by `needs` what a process must have (see `hosts`).
 """
 
 from zodbjobs.model.call import call_name, custom_repr, refuse_broken, resolved
+from zodbjobs.model.hosts import NEEDS_SITE, NEEDS_ZOPE
 from zodbjobs.model.job import Job
 
 
@@ -127,6 +128,7 @@ class ZopeJob(HostedJob):
     """A job of a Zope application: run as its user, in its site.  See `zodbjobs.zope`."""
 
     host_name = 'zodbjobs.zope.host:host'
+    needs = NEEDS_ZOPE
 
     def run_as(self, user_id, folder=None):
         """Have it run as another user; returns the job.
@@ -147,6 +149,7 @@ class ParticipantsJob(HostedJob):
     """
 
     host_name = 'zodbjobs.zope.z3:host'
+    needs = NEEDS_SITE
 
     @property
     def site(self):

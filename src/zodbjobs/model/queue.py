@@ -304,12 +304,12 @@ class Queue(Persistent):
         due = 0 if was_due or job._due <= clock.micros() else job._due
         self._leave(job, us, DEPENDS if blocked else due, group, deadline)
 
-    def file_urgently(self, job, due=0):
+    def file_urgently(self, job, due=0, needs=0):
         """Leave an entry for a job that has its result, so that a worker concludes it.
 
-        Not before `due` (microseconds).
+        Not before `due` (microseconds).  `needs`: of the callback that is next (see `hosts`).
         """
-        group = (URGENT, job._channel or '', (), 0)
+        group = (URGENT, job._channel or '', (), needs)
         now = clock.micros()
         self._leave(job, max(now, due), due if due > now else 0, group)
 
@@ -766,7 +766,7 @@ def _merged(new, known):
 
 def group_of(job):
     """The group in which a job is sorted (see `ready`)."""
-    kind = RUNS_ONCE * bool(job.runs_once) | IS_MESSAGE * job.is_message
+    kind = RUNS_ONCE * bool(job.runs_once) | IS_MESSAGE * job.is_message | job.needs
     return job._priority, job._channel or '', job._quota_names, kind
 
 

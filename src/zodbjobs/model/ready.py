@@ -37,7 +37,7 @@ WITHDRAW_LIMIT = 1000
 
 PRIORITY, CHANNEL, QUOTAS, KIND = range(4)
 
-#: Bits of a group's kind: its jobs are never claimed ahead; they are messages.
+#: Bits of a group's kind: its jobs are never claimed ahead; they are messages.  Others: `hosts`.
 RUNS_ONCE, IS_MESSAGE = 1, 2
 
 

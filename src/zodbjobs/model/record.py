@@ -127,6 +127,9 @@ class JobRecord(Persistent):
     #: Whether its work is bytes, which only a consumer or the queue's handler understands.
     is_message = False
 
+    #: What must be around it, as bits; see `hosts`.
+    needs = 0
+
     def __getstate__(self):
         self._p_activate()
         state, extra = {}, {}

@@ -85,6 +85,7 @@ class DispatcherAgents(_Mapping):
     stuck = None  # aware UTC datetime: when a sibling found that it makes no passes, though alive
     host = None
     pid = None
+    hosts = 0  # what its process has for jobs that need it: bits; see `hosts`
 
     def __init__(self, uuid, parent):
         super().__init__()
@@ -96,7 +97,7 @@ class DispatcherAgents(_Mapping):
     def queue(self):
         return self.parent.parent
 
-    def activate(self, host=None, pid=None):
+    def activate(self, host=None, pid=None, hosts=0):
         if self.activated is not None:
             raise ValueError(f'{self!r} is activated already, since {self.activated}')
         self.emptied()  # an earlier life may have claimed after it was buried
@@ -104,6 +105,7 @@ class DispatcherAgents(_Mapping):
         self.dead = False
         self.stuck = None
         self.host, self.pid = host, pid
+        self.found_hosts(hosts)
         announce(DispatcherActivated(self))
 
     def deactivate(self, begun=()):
@@ -119,6 +121,13 @@ class DispatcherAgents(_Mapping):
         self.activated = clock.now()
         self.dead = False
         announce(DispatcherReactivated(self))
+
+    def found_hosts(self, hosts):
+        """Note what its process has for jobs that need it; whether that is new."""
+        if self.hosts == hosts:
+            return False
+        self.hosts = hosts
+        return True
 
     def found_stuck(self, is_stuck):
         """A sibling has noticed that it does not do its work, or does again."""

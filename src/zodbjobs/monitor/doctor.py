@@ -13,7 +13,7 @@ from zodbjobs.model.history import KEEP_COUNT
 from zodbjobs.monitor.alive import is_dead, serves
 from zodbjobs.monitor.digest import waits_for_quotas
 from zodbjobs.monitor.reason import length, name_of
-from zodbjobs.monitor.shown import queue_facts
+from zodbjobs.monitor.shown import queue_facts, unmet_words
 from zodbjobs.monitor.view import UNSORTED, ended_count, oldest_due
 
 #: Seconds that a due job may wait before `health` and `examine` complain.
@@ -64,6 +64,7 @@ def _state(queue):
             for agent in record.values()
         ),
         'paused': queue.is_paused(now),
+        'needs': unmet_words(queue),
     }
 
 
@@ -74,6 +75,8 @@ def _problems(state, max_wait):
         return
     if not state['dispatchers']:
         yield 'jobs are due and no dispatcher serves it'
+    elif state['needs']:
+        yield state['needs']
     elif state['oldest_due_seconds'] > max_wait:
         yield f'a due job has waited {state["oldest_due_seconds"]:.0f} s'
 

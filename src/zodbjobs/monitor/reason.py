@@ -11,9 +11,10 @@ are user code, are called.
 from ZODB.broken import Broken
 
 from zodbjobs import clock, status
+from zodbjobs.model import hosts
 from zodbjobs.model.job import WAITS_FOR_JOB
 from zodbjobs.monitor.alive import is_dead, serves
-from zodbjobs.monitor.view import has_channel, takes
+from zodbjobs.monitor.view import has_channel, takes, unmet
 
 #: Holders of a quota, or jobs waited for, that a sentence names.
 NAMED = 3
@@ -73,6 +74,11 @@ def _is_telling(job):
         return 'it has its result, and is about to be finished'
     held = None if job.queue is None else job.queue.dispatchers.agent_of(job)
     where = 'tells it' if held else 'waits for a thread to tell it'
+    missing = 0 if held or job.queue is None else unmet(job.queue, callback.needs)
+    if missing:
+        return f'it has its result; {name_of(callback)} is next: ' + _need(
+            missing, f'queue {job.queue.name!r}'
+        )
     return f'it has its result, and {where} to {name_of(callback)}'
 
 
@@ -160,16 +166,25 @@ def _has_no_agent(job):
         return f'the dispatchers of {where} have no agent there'
     if not any(agent.size for agent in agents):
         return f'every agent of {where} has the size 0'
+    missing = unmet(job.queue, job.needs)
+    if missing:
+        return _need(missing, where)
     agents = [agent for agent in agents if agent.size and has_channel(agent, job)]
     if not agents:
         what = f'the channel {job.channel!r}' if job.channel else 'jobs without a channel'
         return f'no agent of {where} takes {what}'
+    agents = [agent for agent in agents if not hosts.missing(job.needs, agent.parent.hosts)]
     if not any(takes(agent, job) for agent in agents):
         count = len(agents)
         return f'the filter of {"the only agent" if count == 1 else f"each of {count} agents"}' + (
             f' of {where} refuses it'
         )
     return None
+
+
+def _need(missing, where):
+    what, advice = hosts.in_words(missing)
+    return f'it needs {what}, and no dispatcher of {where} has it: {advice}'
 
 
 def _has_full_quota(job):

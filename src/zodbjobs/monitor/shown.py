@@ -13,12 +13,13 @@ import uuid
 from ZODB.broken import Broken
 
 from zodbjobs import clock, status
+from zodbjobs.model import hosts
 from zodbjobs.model.call import custom_repr
 from zodbjobs.model.failure import is_failure
 from zodbjobs.model.intake import size_of
 from zodbjobs.monitor.alive import serves
 from zodbjobs.monitor.reason import why
-from zodbjobs.monitor.view import ended_count, oldest_due
+from zodbjobs.monitor.view import ended_count, oldest_due, unmet
 
 #: Characters of a repr.
 REPR_LENGTH = 1000
@@ -212,10 +213,20 @@ def queue_facts(queue):
         ),
         'paused': queue.is_paused(now),
         'paused_until': None if queue.paused_until in (None, True) else plain(queue.paused_until),
+        'needs': unmet_words(queue),
         'closed': queue.closed,
         'order': queue.order,
         'quotas': {q.name: {'size': q.size, 'taken': _taken(q)} for q in queue.quotas.values()},
     }
+
+
+def unmet_words(queue):
+    """What due jobs need and no dispatcher of the queue has: a sentence, or None."""
+    needs = unmet(queue)
+    if not needs:
+        return None
+    what, advice = hosts.in_words(needs)
+    return f'jobs need {what}, and no dispatcher has it: {advice}'
 
 
 def _size(tree):

@@ -14,9 +14,12 @@ from ZODB.broken import Broken
 from ZODB.utils import p64
 
 from zodbjobs import clock, status
+from zodbjobs.model import hosts
 from zodbjobs.model.handout import is_current
 from zodbjobs.model.intake import LANES, entries_of
 from zodbjobs.model.job import Job
+from zodbjobs.model.ready import KIND
+from zodbjobs.monitor.alive import serves
 from zodbjobs.monitor.wanted import (
     CANCELLED,
     ENDED,
@@ -277,13 +280,32 @@ def oldest_due(queue, now):
 # Who takes what.
 
 
+def unmet(queue, needs=None):
+    """The bits of what due jobs need (see `zodbjobs.model.hosts`) and no dispatcher has.
+
+    Of what no dispatcher has sorted yet the first entries are looked at.  With
+    `needs` it is asked for those bits only.
+    """
+    if needs is None:
+        needs, kinds = 0, [entry.group[KIND] for _, _, entry in queue.intake.entries(UNSORTED)]
+        kinds += [group[KIND] for group in itertools.islice(queue.ready.groups, FIRST_GROUPS)]
+        for kind in kinds:
+            needs |= kind
+    for record in queue.dispatchers.values():
+        if hosts.missing(needs, 0) and serves(record):
+            needs = hosts.missing(needs, record.hosts)
+    return hosts.missing(needs, 0)
+
+
 def takes(agent, job):
-    """Whether the agent would take the job, by its channels and its filter.
+    """Whether the agent would take the job, by what it needs, its channels and its filter.
 
     An agent with a chooser does as it likes, and is said to take everything.
     A filter that raises refuses.
     """
     if agent.size < 1 or not has_channel(agent, job):
+        return False
+    if agent.parent is not None and hosts.missing(job.needs, agent.parent.hosts):
         return False
     if agent.filter is None:
         return True

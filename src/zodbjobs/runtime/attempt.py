@@ -36,7 +36,7 @@ from zodbjobs.interfaces import (
     JobStarted,
     ReassignedError,
 )
-from zodbjobs.model import retry
+from zodbjobs.model import hosts, retry
 from zodbjobs.model.call import check_storable
 from zodbjobs.model.failure import Failure, is_failure
 from zodbjobs.model.job import WAITS_FOR_DEFERRED, WAITS_FOR_JOB, Job
@@ -198,6 +198,8 @@ class Attempt:
             return TELL
         if job._status != status.PENDING:
             raise _Over(STALE)
+        if hosts.missing(job.needs, hosts.here()):
+            raise _Over(RETURNED)
         error = job.due_error(clock.micros())
         if error is None and job._interrupted:
             error = self._after_interruption(job)
@@ -683,6 +685,9 @@ class CallbackAttempt(Attempt):
             raise _Over(FINISHED)
         if job._status == status.CALLBACKS:
             return TELL
+        if hosts.missing(job.needs, hosts.here()):
+            self._file_main(0, job.needs)
+            raise _Over(RELEASED)
         error = job.due_error(clock.micros()) if job._begin_by is not None else None
         if error is None and job._interrupted:
             error = self._after_interruption(job)
@@ -704,12 +709,15 @@ class CallbackAttempt(Attempt):
             self.tm.begin()
             job = self._current(begin)
             self._advice_data(job)
-            main = self.connection.get(self.main_oid)
-            main.queue.file_urgently(main, due)
-            self.tm.commit()
+            self._file_main(due, job.needs)
 
         self._until_it_holds('reschedule', store)
         raise _Over(RELEASED)
+
+    def _file_main(self, due, needs):
+        main = self.connection.get(self.main_oid)
+        main.queue.file_urgently(main, due, needs)
+        self.tm.commit()
 
     def make(self):
         """Carry the callback as far as it goes now; raises what ends the main attempt too."""

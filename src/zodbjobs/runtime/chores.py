@@ -13,6 +13,7 @@ import logging
 import os
 
 from zodbjobs import clock
+from zodbjobs.model import hosts
 from zodbjobs.runtime import attempt, fence
 from zodbjobs.runtime.retire import Retirement
 
@@ -105,10 +106,11 @@ class Chores:
         record = queue.dispatchers.get(uuid)
         serving = queue.name in self.served
         if record is not None and record.activated is not None and serving:
-            if record.stuck is None:
-                return False
-            record.found_stuck(False)  # here we are
-            return True
+            changed = record.found_hosts(hosts.here())
+            if record.stuck is not None:
+                record.found_stuck(False)  # here we are
+                changed = True
+            return changed
         if record is None:
             record = queue.dispatchers.register(uuid)
         if record.activated is not None:
@@ -118,7 +120,7 @@ class Chores:
             log.critical('queue %r: dispatcher %s was held for dead', queue.name, uuid)
             record.reactivate()
         else:
-            record.activate(self.witness.place, os.getpid())
+            record.activate(self.witness.place, os.getpid(), hosts.here())
         return True
 
     def _bury_dead(self, queue):

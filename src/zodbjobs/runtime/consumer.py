@@ -24,6 +24,7 @@ from zope.interface import implementer
 from zodbjobs import clock
 from zodbjobs.facts import Assignment
 from zodbjobs.interfaces import ClaimLost, DeadlineSoon, IConsumer, JobClaimed, JobCompleted
+from zodbjobs.model import hosts
 from zodbjobs.model.claim import (
     SOON_SECONDS,
     Claim,
@@ -212,7 +213,7 @@ class Consumer:
                 moments.append(None if queue.settings.paused is True else queue.settings.paused)
                 continue
             look = Round(queue, now)
-            look.takes_messages = True
+            look.takes_messages, look.hosts = True, hosts.ALL
             for job in look.expire():
                 notify(JobCompleted(job))
             look.sort()

@@ -160,6 +160,7 @@ class Dispatcher:
         self._cancels = {}  # the filings among them: what asks that to stop
         self._asked = set()  # the filings among them that were asked, as their time was up
         self.seen = {}  # queue name -> {token: since when it lies in a lane of others}
+        self.left = {}  # queue name -> bits of what jobs there need and we have not, as was told
         self.overrun_count = 0  # threads given up because their jobs ran too long
         self.started = None
 

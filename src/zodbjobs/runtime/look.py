@@ -10,6 +10,7 @@ from zope.event import notify
 
 from zodbjobs import clock
 from zodbjobs.interfaces import JobCompleted
+from zodbjobs.model import hosts
 from zodbjobs.model.claim import take_back
 from zodbjobs.model.handout import Round
 from zodbjobs.runtime.retire import Retirement
@@ -87,10 +88,27 @@ class Look:
         for agent, room, ahead in agents:
             found += look.pick(agent, room, ahead)
         look.file_rest()
+        if look.left:
+            self._tell_left(look.left)
         if look.hindered:
             self._hindered = self.is_worth_a_commit = True
             self.retire()
         return found
+
+    def _tell_left(self, needs):
+        """Say, once, that there are jobs here that this process cannot run."""
+        name, told = self.queue.name, self.dispatcher.left
+        if not hosts.missing(needs, told.get(name, 0)):
+            return
+        told[name] = told.get(name, 0) | needs
+        others = [each for each in self.record.parent.values() if each.activated]
+        is_met = any(not hosts.missing(needs, each.hosts) for each in others)
+        what, advice = hosts.in_words(needs)
+        log.log(
+            logging.INFO if is_met else logging.WARNING,
+            'queue %r: jobs there need %s, which this process has not: they are left to others%s',
+            name, what, '' if is_met else f', of whom there are none; {advice}',
+        )  # fmt: skip
 
     def _tidy(self, look):
         """Sort although nobody takes anything now: deadlines must be seen."""
