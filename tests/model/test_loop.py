@@ -174,12 +174,47 @@ def test_a_limit_is_a_whole_number(loop, limit):
         (TypeError, {'min_loop_time': 'x'}),
         (ValueError, {'lock_for': float('inf')}),
         (ValueError, {'lock_for': 1e12}),
+        (ValueError, {'lock_for': (0, 5)}),
+        (ValueError, {'lock_for': (6, 5)}),
+        (TypeError, {'lock_for': (5,)}),
+        (TypeError, {'lock_for': (5, None)}),
     ],
 )
 def test_what_get_does_not_take(loop, error, options):
     with pytest.raises(error):
         loop.get(**{'limit': 1, **options})
     assert loop.get(0) == []
+
+
+@pytest.mark.parametrize('lock_for', [None, '1', True, (1, 'x'), (1, 2, 3)])
+def test_a_bump_is_for_a_number_of_seconds(loop, lock_for):
+    loop.add([1])
+    with pytest.raises(TypeError, match='lock_for is a'):
+        loop.bump(1, lock_for)
+    with pytest.raises(ValueError, match='2 is more than 1'):
+        loop.bump(1, (2, 1))
+    assert loop.stats()['bumped'] == 0
+
+
+def test_locks_may_end_at_random_in_a_range(loop, turned):
+    loop.add(range(200))
+    batch = loop.get(100, lock_for=(60, datetime.timedelta(hours=1)))
+    left = [left for _, left in loop.check(batch).values()]
+    assert 60 <= min(left) < 600 and 3000 < max(left) <= HOUR and len(set(left)) > 90
+    assert batch.expires == clock.now() + datetime.timedelta(seconds=min(left))
+    assert loop.bump(range(100, 200), (-10, 10)) == 100
+    stats = loop.stats()
+    assert 20 < stats['bumped'] < 80 and stats['locked'] == 200 - stats['bumped']
+    assert 0 < stats['max_bump_time'] <= 10
+
+
+def test_bumps_of_many_at_random_lie_apart(loop, turned):
+    loop.bump(range(1000), (0, 100), auto_add=True)
+    assert len(loop.get(1000, test=True)) < 30
+    turned.advance(50)
+    assert 350 < len(loop.get(1000, test=True)) < 650
+    turned.advance(50)
+    assert len(loop.get(1001)) == 1000 and loop.failures() == {}
 
 
 def test_a_crashed_workers_ids_come_back_first(loop, turned):
@@ -355,6 +390,29 @@ def test_the_next_get_answers_a_bump(loop, turned):
     assert loop.check(1) == {1: (0.0, None)}
 
 
+def test_a_bump_may_take_an_id_over(loop, turned):
+    loop.add([1, 2])
+    batch = loop.get(2)
+    assert loop.bump(1, lock_for=2 * HOUR, take_over=True) == 1  # as any bump: not before its end
+    assert loop.held(batch) == [1, 2]
+    assert loop.bump(1, take_over=True, test=True) == 1 and loop.held(batch) == [1, 2]
+    assert loop.bump(1, take_over=True) == 1
+    assert loop.held(batch) == [2]
+    later = loop.get(2)
+    assert later == [1] and loop.failures() == {}
+    assert loop.did(batch) == 1 and loop.held(later) == [1]
+    assert loop.did(later) == 1
+
+
+def test_a_bump_that_waits_takes_over_then(loop, turned):
+    loop.add([1])
+    loop.get(1)
+    loop.bump(1, lock_for=60, take_over=True)
+    assert loop.get(1) == []
+    turned.advance(60)
+    assert loop.get(1) == [1]
+
+
 def test_an_id_that_was_removed_meanwhile_stays_away(loop):
     loop.add([1, 2])
     batch = loop.get(2)
@@ -484,6 +542,19 @@ def test_who_wants_to_take_over_too_late_cannot_commit(workers, turned):
     late.commit()
     with pytest.raises(ConflictError):
         later.commit()
+
+
+def test_who_lost_an_id_to_a_bump_cannot_commit_its_end(workers, turned):
+    worker, application = workers[:2]
+    batch = worker.begin().get(10)
+    worker.commit()
+    worker.begin().did(batch)
+    application.begin().bump(batch[0], take_over=True)
+    application.commit()
+    with pytest.raises(ConflictError):
+        worker.commit()
+    worker.manager.abort()
+    assert worker.begin().did(batch) == 9
 
 
 def test_an_abort_leaves_nothing(workers):

@@ -6,6 +6,7 @@ slips and trees.  Transactions are committed or aborted, and two connections tak
 
 import copy
 import dataclasses
+import random
 
 import transaction
 import ZODB
@@ -85,16 +86,25 @@ class Model:
         one.until = one.bump if one.token is not None else None
         one.token = one.bump = None
 
-    def bump(self, ids, until, now, adds):
-        count = 0
-        for one in self.known(ids, now, adds):
-            before = copy.copy(one)
+    def bump(self, ids, until, now, adds, take_over=False):
+        """`until` is a moment, or a dict of one for each id."""
+        return sum(
+            self._bump(one, until[id] if isinstance(until, dict) else until, now, take_over)
+            for id in dict.fromkeys(ids)
+            for one in self.known([id], now, adds)
+        )
+
+    def _bump(self, one, until, now, take_over):
+        before = copy.copy(one)
+        if take_over and one.token is not None and max(now, until) < one.until:
+            one.until = until if one.bump is None else min(until, one.bump)
+            one.token = one.bump = None
+        else:
             if one.token is not None:
                 one.bump = until if one.bump is None else min(one.bump, until)
             if one.token is None or one.until <= now:
                 one.until = until if one.until is None else min(one.until, until)
-            count += one != before
-        return count
+        return one != before
 
     def eligible(self, now, min_loop_time):
         """{id: (rank, seconds waited)}; smaller ranks go first, longer waits do."""
@@ -184,11 +194,22 @@ class LoopMachine(RuleBasedStateMachine):
         assert answer == self.model.unlock(ids, self.now, adds)
         undo()
 
-    @rule(ids=SOME, span=SPANS, adds=st.booleans(), test=st.booleans())
-    def bump(self, ids, span, adds, test):
-        answer, undo = self.verb('bump', test, ids, span, adds)
-        assert answer == self.model.bump(ids, self.now + span, self.now, adds)
+    @rule(ids=SOME, span=SPANS, adds=st.booleans(), test=st.booleans(), take_over=st.booleans())
+    def bump(self, ids, span, adds, test, take_over):
+        answer, undo = self.verb('bump', test, ids, span, adds, take_over=take_over)
+        assert answer == self.model.bump(ids, self.now + span, self.now, adds, take_over)
         undo()
+
+    @rule(ids=SOME, span=SPANS, width=st.sampled_from([1, 3600]), take_over=st.booleans())
+    def bump_at_random(self, ids, span, width, take_over):
+        state = random.getstate()
+        answer = self.loop.bump(ids, (span, span + width), take_over=take_over)
+        random.setstate(state)
+        low, high = span * support.SECOND, (span + width) * support.SECOND
+        until = {
+            id: self.now + random.randint(low, high) / support.SECOND for id in dict.fromkeys(ids)
+        }
+        assert answer == self.model.bump(ids, until, self.now, True, take_over)
 
     @rule(
         limit=st.integers(0, 9),

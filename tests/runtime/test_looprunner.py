@@ -134,6 +134,19 @@ def test_a_bump_with_a_lock_is_answered_when_that_has_ended(layer):
     assert flown(layer, seconds=15) == {1: 2}
 
 
+@pytest.mark.parametrize('take_over', [False, True])
+def test_a_bump_at_random_wakes_for_the_first(layer, take_over):
+    layer.loop.add(range(20), updated=True)
+    started(layer, lock_for=(HOUR, 2 * HOUR))
+    settled(layer)
+    layer.loop.bump(range(20), lock_for=(100, 200), take_over=take_over)
+    transaction.commit()
+    assert flown(layer, seconds=98) == {}
+    done = flown(layer, seconds=52)
+    assert 0 < len(done) < 20 and set(done.values()) == {1}
+    assert len(flown(layer, seconds=52)) == 20
+
+
 def test_a_bump_that_was_open_while_the_runner_fell_asleep_is_found(layer):
     layer.loop.add([1])
     runner = started(layer)

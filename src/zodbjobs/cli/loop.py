@@ -1,6 +1,6 @@
-"""``zodbjobs loop``: look at loops of ids, and bump, add or remove some.
+"""``zodbjobs loop``: look at loops of ids, make one, and bump, add or remove some ids.
 
-The first word says what: ``list stats check bump add remove``.  Like the other
+The first word says what: ``list stats check create bump add remove``.  Like the other
 commands it asks a database that it opens, or the process that has it open.
 
 Runs in the main thread; each deed is a transaction of its own.
@@ -17,6 +17,7 @@ VERBS = {
     'list': None,
     'stats': None,
     'check': None,
+    'create': 'created',
     'bump': 'bumped',
     'add': 'added',
     'remove': 'removed',
@@ -28,13 +29,19 @@ def span(text):
     return -seconds(text[1:]) if text.startswith('-') else seconds(text)
 
 
+def span_or_range(text):
+    """An argparse type: seconds, or LEAST:MOST to draw between."""
+    least, colon, most = text.partition(':')
+    return (span(least), span(most)) if colon else span(text)
+
+
 def add_arguments(parser):
     """See `zodbjobs.cli.main`."""
     describe(
         parser,
         """
-        Look at loops: `list` them all; `stats` of one; `check` how ids stand.  Or `bump`, `add` or
-        `remove` ids.  A loop is named by its key in the mapping at 'zodbjobs.loops' in the root, or
+        Look at loops: `list` them all; `stats` of one; `check` how ids stand.  Or `create` one; or
+        `bump`, `add` or `remove` ids.  A loop is named by its key in the mapping at 'zodbjobs.loops' in the root, or
         by its path from the root, such as /app/users.  Ids are read as those of the loop are:
         texts, or numbers.
         """,
@@ -44,6 +51,8 @@ def add_arguments(parser):
         zodbjobs loop check Data.fs users 17 4711
         zodbjobs loop check Data.fs users --failing
         zodbjobs loop bump Data.fs users 17 --lock-for=-3600
+        zodbjobs loop bump Data.fs users 17 18 19 --lock-for 60:600
+        zodbjobs loop create Data.fs pages
         zodbjobs loop add Data.fs /app/users 18 19 --updated
         """,
     )
@@ -51,7 +60,9 @@ def add_arguments(parser):
     add_source(parser, '[LOOP [ID ...]]', 'the loop and ids of it')
     add = parser.add_argument
     add('--failing', action='store_true', help='check: those that workers did not finish')
-    add('--lock-for', type=span, metavar='S', default=0, help='bump: first after so many seconds')
+    add('--lock-for', type=span_or_range, metavar='S', default=0,
+        help='bump: first after so many seconds; LEAST:MOST draws for each id')  # fmt: skip
+    add('--take-over', action='store_true', help='bump: also from a worker that has them now')
     add('--updated', action='store_true', help='add: as if they were updated just now')
 
 
@@ -61,7 +72,9 @@ def main(args):
     name, ids = (words[0], words[1:]) if words else (None, [])
     if name is None and args.verb != 'list':
         raise CommandError(f'loop {args.verb}: which loop?', WRONGLY_ASKED)
-    if VERBS[args.verb] and not ids:
+    if args.verb == 'create' and ids:
+        raise CommandError('loop create: one loop, without ids', WRONGLY_ASKED)
+    if VERBS[args.verb] and not ids and args.verb != 'create':
         raise CommandError(f'loop {args.verb}: which ids?', WRONGLY_ASKED)
     question, show, more = _asked(args, name, ids)
     with opened(address, writes=bool(VERBS[args.verb])) as source:
@@ -79,9 +92,11 @@ def _asked(args, name, ids):
     if args.verb == 'check':
         more = {'name': name, 'ids': ids, 'failing': args.failing}
         return 'loop_check', lambda rows: print_table(ID_COLUMNS, rows), more
+    if args.verb == 'create':
+        return 'loop_create', lambda answer: print(f'{answer["name"]} created'), {'name': name}
     more = {'name': name, 'ids': ids}
     if args.verb == 'bump':
-        more['lock_for'] = args.lock_for
+        more |= {'lock_for': args.lock_for, 'take_over': args.take_over}
     if args.verb == 'add':
         more['updated'] = args.updated
     past = VERBS[args.verb]

@@ -35,6 +35,9 @@ class ILoop(Interface):
     def get(limit, lock_for=3600, min_loop_time=3600, test=False):
         """Take up to `limit` ids and lock them for `lock_for`; returns a Batch.
 
+        A range ``(least, most)`` as `lock_for` is drawn from for each id: then
+        what a crashed worker had does not come back all at once.
+
         First come those whose lock has ended, then those that were never updated,
         then the others, if their last update was `min_loop_time` ago; of each
         kind the longest waiting first.  With several shards two ids may come in
@@ -56,11 +59,17 @@ class ILoop(Interface):
     def unlock(ids, auto_add=True, test=False):
         """Unlock these ids and let them keep their age; returns how many that changed."""
 
-    def bump(ids, lock_for=0, auto_add=True, test=False):
+    def bump(ids, lock_for=0, auto_add=True, test=False, take_over=False):
         """Put these ids first, once `lock_for` has passed; returns how many that changed.
 
         A bump can only pull an id forward.  Below 0 it counts as bumped so long
-        ago.  An id that a worker has taken comes again after that is done.
+        ago.  A range ``(least, most)`` is drawn from for each id, so that many
+        ids do not become due at once.
+
+        An id that a worker has taken comes again after that is done.  With
+        `take_over` it is taken from the worker instead, if the bump is due
+        before its lease ends: somebody else may get it then, and a `did` of the
+        Batch it was in changes nothing for it.
         """
 
     def check(ids):

@@ -32,14 +32,17 @@ from zodbjobs.model.shard import (
     ADD,
     BUMP,
     DID,
+    EACH,
     FREE,
     REMOVE,
+    TAKE_OVER,
     UNLOCK,
     Lease,
     Shard,
     Slip,
     after,
     is_held,
+    is_taken_over,
 )
 
 #: Enough for as many workers; a loop costs about 8 kB by this.
@@ -64,7 +67,7 @@ class Batch(list):
     """The ids that a `get` has taken, in the order in which they are due.
 
     `token` is the number of the lease, `expires` the aware UTC datetime when it
-    ends.  A slice is a batch of the same lease.  It holds plain values, so it can
+    ends (for the first of them, where `lock_for` was a range).  A slice is a batch of the same lease.  It holds plain values, so it can
     be given to a job, another connection or another process.
     """
 
@@ -109,10 +112,14 @@ class Loop(Persistent):
     def unlock(self, ids, auto_add=True, test=False):
         return self._end(UNLOCK, ids, auto_add, test)
 
-    def bump(self, ids, lock_for=0, auto_add=True, test=False):
+    def bump(self, ids, lock_for=0, auto_add=True, test=False, take_over=False):
         now = clock.micros()
-        slip = Slip(BUMP, now, (), now + _span(lock_for, 'lock_for'), bool(auto_add))
-        return self._say(slip, ids, test)
+        low, high = _range(lock_for, 'lock_for')
+        kind = TAKE_OVER if take_over else BUMP
+        if low == high:
+            return self._say(Slip(kind, now, (), now + low, bool(auto_add)), ids, test)
+        pairs = [(id, now + random.randint(low, high)) for id in _listed(ids)]
+        return self._say(Slip(EACH, now, pairs, kind, bool(auto_add)), None, test)
 
     def _end(self, kind, ids, auto_add, test):
         token = getattr(ids, 'token', None)
@@ -120,31 +127,47 @@ class Loop(Persistent):
         return self._say(Slip(kind, clock.micros(), (), token, adds), ids, test)
 
     def _say(self, slip, ids, test):
-        """Leave `slip` for those of `ids` that it changes; returns how many it changes."""
-        ids = _listed(ids)
-        self._check_order(ids)
+        """Leave `slip` for those of `ids` that it changes; returns how many it changes.
+
+        A slip of the kind EACH has its ids, each with its value.
+        """
+        slip = slip if slip.kind == EACH else slip._replace(ids=_listed(ids))
+        parts = dict(slip.parts())
+        self._check_order(parts)
         count = 0
-        for number, some in self._by_shard(ids).items():
+        for number, some in self._by_shard(parts).items():
             shard = self.shards[number]
-            pending = shard.pending(set(some))
-            changed, leases = [], []
-            for id in some:
-                state = self._state(shard, id, pending)
-                if slip.value is not None and slip.kind in (DID, UNLOCK):
-                    if not is_held(state, slip.value):
-                        continue
-                    leases.append(state.lease)
-                changed_state = after(state, slip)
-                if changed_state != state or (slip.kind == DID and state is not None):
-                    changed.append(id)
+            changed, leases = self._changed(shard, {id: parts[id] for id in some})
             count += len(changed)
             if changed and not test:
-                self._leave(shard, slip._replace(ids=changed))
-                for lease in leases[:1]:
+                pairs = slip.kind == EACH
+                ids = [(id, parts[id].value) for id in changed] if pairs else changed
+                self._leave(shard, slip._replace(ids=ids))
+                for lease in leases:
                     lease.changed()
         if count and not test:
-            self._wake(slip)
+            self._wake(parts.values())
         return count
+
+    def _changed(self, shard, parts):
+        """([ids], {leases}): which ids of one shard what is said changes, and the leases it ends.
+
+        `parts` is {id: the Slip as it concerns that id}.
+        """
+        pending = shard.pending(set(parts))
+        changed, leases = [], set()
+        for id, part in parts.items():
+            state = self._state(shard, id, pending)
+            if part.kind in (DID, UNLOCK) and part.value is not None:
+                if not is_held(state, part.value):
+                    continue
+                leases.add(state.lease)
+            elif is_taken_over(state, part):
+                leases.add(state.lease)
+            changed_state = after(state, part)
+            if changed_state != state or (part.kind == DID and state is not None):
+                changed.append(id)
+        return changed, leases
 
     def _leave(self, shard, slip):
         shard.slips.leave(slip)
@@ -181,31 +204,39 @@ class Loop(Persistent):
             found.setdefault(_hash(id) % len(self.shards), []).append(id)
         return found
 
-    def _wake(self, slip):
+    def _wake(self, slips):
         """Tell the runners that wait longer when there may be something to take."""
-        if slip.kind in (ADD, UNLOCK, BUMP):
-            for runner in self.runners:
-                runner.wake(slip.value if slip.kind == BUMP else slip.time)
+        if not self.runners:
+            return
+        moments = [
+            slip.value if slip.kind in (BUMP, TAKE_OVER) else slip.time
+            for slip in slips
+            if slip.kind in (ADD, UNLOCK, BUMP, TAKE_OVER)
+        ]
+        for runner in self.runners if moments else ():
+            runner.wake(min(moments))
 
     # taking
 
     def get(self, limit, lock_for=3600, min_loop_time=3600, test=False):
         if isinstance(limit, bool) or not isinstance(limit, int):
             raise TypeError(f'limit is a whole number, not {limit!r}')
-        lock_for = _span(lock_for, 'lock_for')
+        low, high = _range(lock_for, 'lock_for')
         min_loop_time = _span(min_loop_time, 'min_loop_time')
         if limit < 0:
             raise ValueError(f'limit is 0 or more, not {limit}')
-        if lock_for <= 0:
+        if low <= 0:
             raise ValueError('lock_for is more than 0 seconds, so that nobody else takes the ids')
         now = clock.micros()
         taken = self._first(limit, now, now - min_loop_time)
         lease = Lease(now << 10 | random.getrandbits(10))
-        batch = Batch([id for _, id in taken], lease.token, clock.datetime_of(now + lock_for))
+        ends = [now + random.randint(low, high) for _ in taken]
+        end = min(ends, default=now + low)
+        batch = Batch([id for _, id in taken], lease.token, clock.datetime_of(end))
         if taken and not test:
             self._sort({shard for shard, _ in taken}, now)
-            for shard, id in reversed(taken):  # see `Shard._own`
-                shard.take(id, now + lock_for, lease)
+            for (shard, id), until in zip(reversed(taken), ends, strict=True):  # see `Shard._own`
+                shard.take(id, until, lease)
         return batch
 
     def _first(self, limit, now, updated_before):
@@ -400,6 +431,24 @@ def _span(span, name):
     if abs(found) > LONGEST_SPAN:
         raise ValueError(f'{name} is no more than a thousand years, not {span!r}')
     return found
+
+
+def _range(span, name):
+    """(least, most) microseconds of `span`: a span, or two of them to draw between."""
+    if not isinstance(span, (tuple, list)):
+        found = _span(span, name)
+        return found, found
+    if len(span) != 2:
+        raise TypeError(f'{name} is a span, or two of them (least, most), not {span!r}')
+    low, high = (_span(one, name) for one in span)
+    if low > high:
+        raise ValueError(f'{name} is (least, most), and {span[0]!r} is more than {span[1]!r}')
+    return low, high
+
+
+def longest(span):
+    """Microseconds of a span, or of the longer one of two."""
+    return _range(span, 'the span')[1]
 
 
 def _age_class(rank, moment, now):

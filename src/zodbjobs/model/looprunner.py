@@ -21,6 +21,7 @@ from zodbjobs import clock, status
 from zodbjobs.interfaces import ILoop, ILoopRunner, LoopFresh, LoopLate
 from zodbjobs.model.call import call_name, resolved, stored_form
 from zodbjobs.model.job import Job
+from zodbjobs.model.loop import longest
 from zodbjobs.model.retry import RetryCommonForever
 
 log = logging.getLogger('zodbjobs.events')
@@ -230,7 +231,7 @@ class LoopRunner(Persistent):
             self._asleep_until = 2**62 if until is None else until
         else:
             # The jobs will call; if they were taken away, their leases end.
-            moments = [now + clock.micros_in(self.lock_for)]
+            moments = [now + longest(self.lock_for)]
             if self._asleep_until is not None:
                 self._asleep_since = self._asleep_until = None
         if self.fresh is not None and not self.told_late:

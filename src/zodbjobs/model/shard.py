@@ -44,7 +44,7 @@ SLIP_IDS = 16
 SLIP_BITS = 8
 
 #: The kinds of slips.  Numbers, because they are stored.
-ADD, REMOVE, DID, UNLOCK, BUMP = range(5)
+ADD, REMOVE, DID, UNLOCK, BUMP, TAKE_OVER, EACH = range(7)
 
 #: Ranks of ids that may be taken: first those whose lock has ended, which were bumped or whose
 #: worker never came back; then those that nobody has locked.
@@ -93,9 +93,20 @@ class Slip(typing.NamedTuple):
 
     kind: int
     time: int  # microseconds
-    ids: Iterable  # a tuple, or an `Ids`
-    value: typing.Any = None  # ADD: whether updated; BUMP: until; DID, UNLOCK: a token, or None
+    ids: Iterable  # a tuple, or an `Ids`; EACH: of pairs (id, value)
+    #: ADD: whether updated; BUMP, TAKE_OVER: until; DID, UNLOCK: a token, or None; EACH: the kind
+    value: typing.Any = None
     adds: bool = True  # whether an id that is not there is added
+
+    def parts(self, wanted=None):
+        """Yield (id, what the slip says of it) for its ids, or those in the set `wanted`."""
+        if self.kind == EACH:
+            for id, value in self.ids:
+                if wanted is None or id in wanted:
+                    yield id, self._replace(kind=self.value, value=value)
+        else:
+            for id in self.ids if wanted is None else wanted.intersection(self.ids):
+                yield id, self
 
 
 class Ids(Persistent):
@@ -125,7 +136,7 @@ class Lease(Persistent):
 
 
 def after(state, slip):
-    """The State that an id has after a slip of which it is part; None: it is not there."""
+    """The State that an id has after what a slip says of it; None: it is not there."""
     if slip.kind == REMOVE:
         return None
     if state is None:
@@ -134,13 +145,23 @@ def after(state, slip):
         state = State(slip.time if slip.kind == ADD and slip.value else slip.time - NEVER)
     if slip.kind == ADD:
         return state
-    if slip.kind == BUMP:
+    if slip.kind == BUMP or (slip.kind == TAKE_OVER and not is_taken_over(state, slip)):
         return _bumped(state, slip.time, slip.value)
+    if slip.kind == TAKE_OVER:
+        until = slip.value if state.bump is None else min(slip.value, state.bump)
+        return State(state.key, until, failures=state.failures)
     if slip.value is not None and not is_held(state, slip.value):
         return state  # it has a later holder, or none any more
     key = max(slip.time, state.key) if slip.kind == DID else state.key
     failures = 0 if slip.kind == DID else state.failures
     return State(key, state.bump if state.lease is not None else None, failures=failures)
+
+
+def is_taken_over(state, slip):
+    """Whether a bump takes an id away from the worker that has it."""
+    if slip.kind != TAKE_OVER or state is None or state.lease is None:
+        return False
+    return slip.time < state.until and slip.value < state.until
 
 
 def is_held(state, token):
@@ -217,16 +238,16 @@ class Shard(Persistent):
         """
         found = {}
         for _, _, slip in self.slips.found():
-            for id in slip.ids if wanted is None else wanted.intersection(slip.ids):
+            for id, part in slip.parts(wanted):
                 state = found[id] if id in found else loaded(self.states.get(id))
-                found[id] = after(state, slip)
+                found[id] = after(state, part)
         return found
 
     def some_ids(self):
         """Yield ids that are or were here, without looking at all."""
         yield from self.states.keys()
         for _, _, slip in self.slips.found():
-            yield from slip.ids
+            yield from (id for id, _ in slip.parts())
 
     def state(self, id, pending):
         """The State of an id, or None."""
@@ -279,9 +300,9 @@ class Shard(Persistent):
     def sort(self, now):
         """Take the slips away and do what they say."""
         for key, chunk, slip in self.slips.found():
-            for id in reversed(tuple(slip.ids)):  # see `_own`
+            for id, part in reversed(tuple(slip.parts())):  # see `_own`
                 former = loaded(self.states.get(id))
-                self.put(id, former, after(former, slip))
+                self.put(id, former, after(former, part))
             del chunk[key]
         self.slips.prune(now)
 

@@ -9,6 +9,7 @@ import itertools
 import json
 
 from zodbjobs.interfaces import LOOPS_KEY, ILoop
+from zodbjobs.model.loop import Loop, Loops
 
 DAY = 86_400
 
@@ -85,6 +86,20 @@ def loop_check(root, name, ids=(), failing=False):
     ]
 
 
+def loop_create(root, name):
+    """A new loop in the mapping at `LOOPS_KEY`, which is made if it is missing."""
+    if not name or name.startswith('/'):
+        raise ValueError(
+            f'a loop is made in the mapping at {LOOPS_KEY!r}: {name!r} is no key of it'
+        )
+    if LOOPS_KEY not in root:
+        root[LOOPS_KEY] = Loops()
+    if name in root[LOOPS_KEY]:
+        raise ValueError(f'there is a loop {name!r} already')
+    root[LOOPS_KEY][name] = Loop()
+    return {'name': name}
+
+
 def loop_add(root, name, ids, updated=False):
     """Add ids to a loop that is there."""
     loop = found(root, name)
@@ -96,10 +111,10 @@ def loop_remove(root, name, ids):
     return {'count': loop.remove(ids_of(loop, ids))}
 
 
-def loop_bump(root, name, ids, lock_for=0):
+def loop_bump(root, name, ids, lock_for=0, take_over=False):
     """Bump ids that are there; those that are not are not added, as a slip of a hand would do."""
     loop = found(root, name)
-    return {'count': loop.bump(ids_of(loop, ids), lock_for, auto_add=False)}
+    return {'count': loop.bump(ids_of(loop, ids), lock_for, False, take_over=take_over)}
 
 
 def found(root, name):

@@ -131,12 +131,13 @@ OF_ROOT = {
     'loops': loops.loops,
     'loop_stats': loops.loop_stats,
     'loop_check': loops.loop_check,
+    'loop_create': loops.loop_create,
     'loop_add': loops.loop_add,
     'loop_remove': loops.loop_remove,
     'loop_bump': loops.loop_bump,
 }
 QUESTIONS |= {name: OF_ROOT[name] for name in ('loops', 'loop_stats', 'loop_check')}
-DEEDS |= {name: OF_ROOT[name] for name in ('loop_add', 'loop_remove', 'loop_bump')}
+DEEDS |= {name: OF_ROOT[name] for name in ('loop_create', 'loop_add', 'loop_remove', 'loop_bump')}
 
 
 def ask(db, name, args=None):

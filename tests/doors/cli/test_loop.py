@@ -89,6 +89,31 @@ def test_deeds_are_stored(capsys, path):
     assert as_json(capsys, 'stats', path, 'users')['total'] == 11
 
 
+def test_a_bump_at_random_and_one_that_takes_over(capsys, path):
+    bump = ['bump', path, 'users']
+    assert asked(capsys, *bump, '8', '9', '--lock-for', '60:90')[:2] == (0, '2 bumped\n')
+    rows = as_json(capsys, 'check', path, 'users', '8', '9')
+    assert all(50 < row['locked_seconds'] <= 90 for row in rows)
+    taken = [r['id'] for r in as_json(capsys, 'check', path, 'users') if r['locked_seconds']]
+    words = [*map(str, taken), '--take-over', '--lock-for=-5:0']
+    assert asked(capsys, *bump, *words)[:2] == (0, '5 bumped\n')
+    stats = as_json(capsys, 'stats', path, 'users')
+    assert (stats['locked'], stats['bumped'], stats['failing']) == (0, 5, 0)
+    assert asked(capsys, *bump, '8', '--lock-for', '9:x')[0] == 2
+
+
+def test_a_loop_is_made(capsys, path, tmp_path):
+    assert asked(capsys, 'create', path, 'new')[:2] == (0, 'new created\n')
+    assert as_json(capsys, 'add', path, 'new', 'a', 'b') == {'count': 2}
+    assert 'there is a loop' in asked(capsys, 'create', path, 'new')[2]
+    assert 'is no key of it' in asked(capsys, 'create', path, '/app/x')[2]
+    assert 'without ids' in asked(capsys, 'create', path, 'newer', '1')[2]
+    other = str(tmp_path / 'Other.fs')
+    open_database(other).close()
+    assert as_json(capsys, 'create', other, 'first') == {'name': 'first'}
+    assert [row['name'] for row in as_json(capsys, 'list', other)] == ['first']
+
+
 def test_ids_are_read_as_those_that_are_there(capsys, path):
     assert [row['id'] for row in as_json(capsys, 'check', path, 'pages', '7', '/')] == ['7', '/']
     assert as_json(capsys, 'add', path, '/app/ids', '[3, 4]', '[1, 2]') == {'count': 2}
