@@ -404,6 +404,14 @@ def test_a_bump_may_take_an_id_over(loop, turned):
     assert loop.did(later) == 1
 
 
+def test_of_two_bumps_the_earlier_one_is_answered(loop, turned):
+    loop.add([1])
+    loop.get(1)
+    loop.bump(1)  # waits for the worker
+    loop.bump(1, lock_for=60, take_over=True)
+    assert loop.get(1) == [1]
+
+
 def test_a_bump_that_waits_takes_over_then(loop, turned):
     loop.add([1])
     loop.get(1)

@@ -41,9 +41,9 @@ def add_arguments(parser):
         parser,
         """
         Look at loops: `list` them all; `stats` of one; `check` how ids stand.  Or `create` one; or
-        `bump`, `add` or `remove` ids.  A loop is named by its key in the mapping at 'zodbjobs.loops' in the root, or
-        by its path from the root, such as /app/users.  Ids are read as those of the loop are:
-        texts, or numbers.
+        `bump`, `add` or `remove` ids.  A loop is named by its key in the mapping at
+        'zodbjobs.loops' in the root, or by its path from the root, such as /app/users.  Ids are
+        read as those of the loop are: texts, or numbers.
         """,
         """
         zodbjobs loop list zeo://localhost:9991

@@ -67,8 +67,9 @@ class Batch(list):
     """The ids that a `get` has taken, in the order in which they are due.
 
     `token` is the number of the lease, `expires` the aware UTC datetime when it
-    ends (for the first of them, where `lock_for` was a range).  A slice is a batch of the same lease.  It holds plain values, so it can
-    be given to a job, another connection or another process.
+    ends (for the first of them, where `lock_for` was a range).  A slice is a batch
+    of the same lease.  It holds plain values, so it can be given to a job, another
+    connection or another process.
     """
 
     def __init__(self, ids=(), token=None, expires=None):
