@@ -317,6 +317,23 @@ def test_next_due(loop, turned):
     assert loop.get(1) and loop.next_due() == clock.now() + datetime.timedelta(hours=1)
 
 
+def test_next_due_is_that_of_what_was_said_last(loop, turned):
+    """Also while nobody has sorted it in."""
+    loop.add([1, 2], updated=True)
+    turned.advance(HOUR)
+    loop.did(loop.get(2, lock_for=60))
+    for seconds in (0, 600, 1200):
+        assert loop.get(9) == []
+        due = loop.next_due().timestamp() - clock.now().timestamp()
+        assert due == pytest.approx(HOUR - seconds, abs=1e-4)
+        turned.advance(600)
+    loop.did(2)
+    loop.remove(1)
+    assert loop.next_due() == clock.now() + datetime.timedelta(hours=1)
+    loop.remove(2)
+    assert loop.next_due() is None
+
+
 def test_test_changes_nothing(loop):
     loop.add([1, 2])
     state = [pickle.dumps(loop.__getstate__()), loop.stats(), loop.check([1, 2, 3])]

@@ -6,6 +6,7 @@ slips and trees.  Transactions are committed or aborted, and two connections tak
 
 import copy
 import dataclasses
+import math
 import random
 
 import transaction
@@ -303,6 +304,10 @@ class LoopMachine(RuleBasedStateMachine):
             assert near(stats[f'max_{name}_time'], max(spans, default=0))
         ages = [now - (one.added if one.updated is None else one.updated) for one in ids]
         assert near(self.loop.oldest(), max(ages, default=None))
+        dues = [one.until or (one.updated or -math.inf) + 3600 for one in ids]
+        due = self.loop.next_due(3600)
+        due = None if due is None else due.timestamp()
+        assert near(due, max(0, min(dues)) if dues else None)
         for seconds in (1.5, 1800, 5400):
             assert self.loop.stale(seconds) == sum(age >= seconds for age in ages)
 

@@ -165,7 +165,10 @@ class HandlerRemoved(_DeliveryEvent):
 
 
 class LoopLate(ObjectEvent):
-    """An id has waited longer than a LoopRunner (`object`) promises; `seconds`: how long."""
+    """An id has waited longer than a LoopRunner (`object`) promises; `seconds`: how much longer.
+
+    Fired once, in a job of its own, whose commit has what a subscriber writes.
+    """
 
     def __init__(self, object, seconds=0.0):
         super().__init__(object)
@@ -173,7 +176,7 @@ class LoopLate(ObjectEvent):
 
 
 class LoopFresh(ObjectEvent):
-    """The loop of a LoopRunner (`object`) is again as fresh as promised."""
+    """The loop of a LoopRunner (`object`) is again as fresh as promised; fired as LoopLate is."""
 
 
 class IDatabaseOpenedEvent(Interface):

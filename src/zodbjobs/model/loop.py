@@ -135,28 +135,28 @@ class Loop(Persistent):
         slip = slip if slip.kind == EACH else slip._replace(ids=_listed(ids))
         parts = dict(slip.parts())
         self._check_order(parts)
-        count = 0
+        changes = []
         for number, some in self._by_shard(parts).items():
             shard = self.shards[number]
             changed, leases = self._changed(shard, {id: parts[id] for id in some})
-            count += len(changed)
+            changes += ((parts[id], state) for id, state in changed.items())
             if changed and not test:
                 pairs = slip.kind == EACH
-                ids = [(id, parts[id].value) for id in changed] if pairs else changed
+                ids = [(id, parts[id].value) for id in changed] if pairs else list(changed)
                 self._leave(shard, slip._replace(ids=ids))
                 for lease in leases:
                     lease.changed()
-        if count and not test:
-            self._wake(parts.values())
-        return count
+        if not test:
+            self._wake(changes)
+        return len(changes)
 
     def _changed(self, shard, parts):
-        """([ids], {leases}): which ids of one shard what is said changes, and the leases it ends.
+        """({id: its new State}, {leases}): what is said to one shard changes, and the leases it ends.
 
         `parts` is {id: the Slip as it concerns that id}.
         """
         pending = shard.pending(set(parts))
-        changed, leases = [], set()
+        changed, leases = {}, set()
         for id, part in parts.items():
             state = self._state(shard, id, pending)
             if part.kind in (DID, UNLOCK) and part.value is not None:
@@ -167,7 +167,7 @@ class Loop(Persistent):
                 leases.add(state.lease)
             changed_state = after(state, part)
             if changed_state != state or (part.kind == DID and state is not None):
-                changed.append(id)
+                changed[id] = changed_state
         return changed, leases
 
     def _leave(self, shard, slip):
@@ -205,17 +205,16 @@ class Loop(Persistent):
             found.setdefault(_hash(id) % len(self.shards), []).append(id)
         return found
 
-    def _wake(self, slips):
-        """Tell the runners that wait longer when there may be something to take."""
-        if not self.runners:
-            return
-        moments = [
-            slip.value if slip.kind in (BUMP, TAKE_OVER) else slip.time
-            for slip in slips
-            if slip.kind in (ADD, UNLOCK, BUMP, TAKE_OVER)
-        ]
-        for runner in self.runners if moments else ():
-            runner.wake(min(moments))
+    def _wake(self, changes):
+        """Tell the runners that wait longer when there may be something to take.
+
+        `changes` are pairs: what was said, and the new State of an id.
+        """
+        for runner in self.runners:
+            span = _span(runner.min_loop_time, 'min_loop_time')
+            moments = [_due(*change, span) for change in changes if change[1] is not None]
+            if moments:
+                runner.wake(min(moments))
 
     # taking
 
@@ -397,6 +396,15 @@ class Loops(Persistent, MutableMapping):
 
     def __repr__(self):
         return f'<Loops {list(self._items)}>'
+
+
+def _due(slip, state, min_loop_time):
+    """Microseconds when an id may be taken, after what was said of it."""
+    if slip.kind in (BUMP, TAKE_OVER):
+        return slip.value  # also if somebody has it: he may be done by then
+    if state.until is not None:
+        return state.until
+    return slip.time if state.key < 0 else max(slip.time, state.key + min_loop_time)
 
 
 def _listed(ids):

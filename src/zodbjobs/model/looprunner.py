@@ -3,8 +3,10 @@
 A *turn* takes a batch for a free place and puts a job for it; that job does the
 work and says `did`, in one commit, and its callback is the place's next turn.
 When there is nothing to take, the runner sleeps: one job waits for the moment when
-the next id is due, and who adds, unlocks or bumps ids meanwhile puts a turn in his
-own transaction.
+the next id is due, and who makes an id due earlier puts a turn in his own
+transaction.  A transaction that was open while a turn was made may know of no
+need for that, and what it leaves was not seen by the turn; so some *looks* follow
+a turn, less and less often, and each of them is a turn itself.
 
 A turn runs in a job's transaction, `wake` in that of whoever uses the loop.
 """
@@ -26,9 +28,13 @@ from zodbjobs.model.retry import RetryCommonForever
 
 log = logging.getLogger('zodbjobs.events')
 
-#: Seconds after it fell asleep when a runner looks once more: a transaction that was open at that
-#: moment took it to be awake, and has not woken it.
-LOOKS_SECONDS = 2, 60
+#: Seconds after a turn when a runner looks once more, unless something is due before: what was
+#: said in a transaction that was open meanwhile is found at the latest so long after the turn.
+#: Then it looks each time when ids may be updated again, at most as often as at last.
+LOOKS_SECONDS = 2, 60, 600, 3600
+
+#: When the next id of a loop without ids is due, in microseconds.
+NEVER = 2**62
 
 WISHES = {
     'priority', 'channel', 'quota_names', 'retries', 'failure_log_level',
@@ -36,6 +42,13 @@ WISHES = {
 }  # fmt: skip
 
 _UNDER_WAY = (status.PENDING, status.ASSIGNED, status.ACTIVE)
+
+
+class TurnRetries(RetryCommonForever):
+    """A turn is made, whatever stands in its way: nobody else would make the next one."""
+
+    def ownError(self, failure, data_cache):
+        return self._wait(self._count(data_cache, 'errors'))
 
 
 class Orders(Persistent):
@@ -69,9 +82,10 @@ class LoopRunner(Persistent):
     """
 
     told_late = False
+    _v_works = False
     _alarm = None  # the job that waits for the next id to be due
-    _asleep_since = None  # microseconds; None while all places are taken
-    _asleep_until = None
+    _asleep_since = None  # microseconds of the latest turn that was no look; None: see the next
+    _asleep_until = None  # microseconds; None while all places are taken
 
     def __init__(self, loop, call, batch=1, lock_for=3600, min_loop_time=3600, fresh=None):
         if not ILoop.providedBy(loop):
@@ -135,7 +149,7 @@ class LoopRunner(Persistent):
         orders.running = True
         if self not in self.loop.runners:
             self.loop.runners += (self,)
-        self._put_turn()
+        self._put_turn(self.turn)
 
     def stop(self):
         self.orders.running = False
@@ -145,12 +159,16 @@ class LoopRunner(Persistent):
     def wake(self, moment):
         """An id may be taken at `moment` (microseconds): see that there is a turn then."""
         until = self._asleep_until
-        if self.running and until is not None and moment < until:
-            self._put_turn(moment)
+        if until is not None and moment < until and self.running and not self._v_works:
+            self._put_turn(self.turn, moment)
 
     # what jobs call
 
-    def turn(self, number=None, result=None):
+    def look(self):
+        """Make a turn that nobody has asked for."""
+        self.turn(asked=False)
+
+    def turn(self, number=None, result=None, asked=True):
         """Put jobs for what is due, and see to the next turn.
 
         `number` is the place whose job has just ended, with that `result`; None
@@ -171,8 +189,8 @@ class LoopRunner(Persistent):
                 has_room = True
                 break
             place.job = self._put_work(batch, number)
-        self._tell_freshness()
-        self._sleep(has_room)
+        self._mind_freshness()
+        self._sleep(has_room, asked)
 
     def work(self, batch):
         """Call what is to be called with the ids of `batch`, and say `did`: one commit."""
@@ -188,7 +206,11 @@ class LoopRunner(Persistent):
                 f'{self.call_name} answered {value!r}: what a LoopRunner calls must have'
                 f' done its work when it returns, so that "did" can be said in the same commit'
             )
-        self.loop.did(held)
+        self._v_works = True  # its callback will be a turn
+        try:
+            self.loop.did(held)
+        finally:
+            self._v_works = False
         return value
 
     # how a turn is made
@@ -206,65 +228,82 @@ class LoopRunner(Persistent):
 
     def _put_work(self, batch, number):
         job = Job(self.work, batch)
-        job.addCallback(Job(self.turn, number))
+        job.addCallback(Job(self.turn, number), retry_policy_factory=TurnRetries)
         return self.queue.put(job, **dict(self.orders.wishes))
 
-    def _put_turn(self, moment=None):
-        """Put a job that makes a turn, now or at `moment` (microseconds)."""
-        begin_after = None if moment is None else clock.datetime_of(moment)
-        wishes = {
-            name: value for name, value in self.orders.wishes if name in ('channel', 'priority')
-        }
-        return self.queue.put(
-            Job(self.turn), begin_after, retry_policy_factory=RetryCommonForever, **wishes
-        )
+    def _put_turn(self, call, moment=None):
+        """Put a job that makes a turn by that `call`, now or at `moment` (microseconds)."""
+        begin_after = None if moment is None else clock.datetime_of(max(0, moment))
+        return self._put(Job(call), begin_after, retry_policy_factory=TurnRetries)
 
-    def _sleep(self, has_room):
+    def _put(self, job, *args, **wishes):
+        """Put a job of the runner's own where those that work are put."""
+        for name, value in self.orders.wishes:
+            if name in ('channel', 'priority'):
+                wishes[name] = value
+        return self.queue.put(job, *args, **wishes)
+
+    def _sleep(self, has_room, asked):
         """See that there is a turn when something can be taken, or has to be told."""
-        now = clock.micros()
+        now, look = clock.micros(), None
         if has_room:
-            if self._asleep_since is None:
-                self._asleep_since = now
             due = self.loop.next_due(self.min_loop_time)
-            until = None if due is None else max(clock.micros_of(due), now + clock.SECOND)
-            moments = [until, *self._looks(now)]
-            self._asleep_until = 2**62 if until is None else until
+            until = NEVER if due is None else max(clock.micros_of(due), now + clock.SECOND)
+            moments = [until]
+            if asked or self._asleep_since is None:
+                self._asleep_since = now
+            if self._asleep_until != until:
+                self._asleep_until = until
+            look = self._next_look(now)
         else:
             # The jobs will call; if they were taken away, their leases end.
             moments = [now + longest(self.lock_for)]
-            if self._asleep_until is not None:
+            if self._asleep_until is not None:  # places turn at the same time: else write nothing
                 self._asleep_since = self._asleep_until = None
         if self.fresh is not None and not self.told_late:
             oldest = self.loop.oldest()
             if oldest is not None:
                 rest = clock.micros_in(self.fresh) - round(oldest * clock.SECOND)
                 moments.append(now + max(rest, 0) + clock.SECOND)
-        self._set_alarm(min((moment for moment in moments if moment is not None), default=None))
+        moment = min(moments)
+        if look is not None and look < moment:
+            self._set_alarm(self.look, look)
+        else:
+            self._set_alarm(self.turn, moment)
 
-    def _looks(self, now):
+    def _next_look(self, now):
+        """Microseconds."""
         looks = (self._asleep_since + seconds * clock.SECOND for seconds in LOOKS_SECONDS)
-        return [look for look in looks if look > now][:1]
+        last = now + max(clock.micros_in(self.min_loop_time), LOOKS_SECONDS[-1] * clock.SECOND)
+        return next((look for look in looks if look > now), last)
 
-    def _set_alarm(self, moment):
+    def _set_alarm(self, call, moment):
         """See that a turn waits for `moment` (microseconds); one that comes before will do."""
         alarm = self._alarm
-        waits = alarm is not None and alarm.status == status.PENDING
-        if waits and moment is not None and alarm._due <= moment:
+        if alarm is not None and alarm.status == status.PENDING and alarm._due <= moment:
             return
         self._silence(alarm)
-        if moment is not None:
-            self._alarm = self._put_turn(moment)
+        self._alarm = self._put_turn(call, moment)
 
     @staticmethod
     def _silence(alarm):
         if alarm is not None and alarm.status == status.PENDING:
             alarm.queue.remove(alarm)
 
-    def _tell_freshness(self):
+    # the promise
+
+    def _mind_freshness(self):
+        """Put a job that tells, when the promise is broken and when it is kept again."""
         late = self.late
-        if (late is not None) == self.told_late:
-            return
-        self.told_late = late is not None
+        if (late is not None) != self.told_late:
+            self.told_late = late is not None
+            self._put(Job(self.tell_freshness, late))
+
+    def tell_freshness(self, late):
+        """Log and fire that the promise is broken, by `late` seconds, or with None that it is kept.
+
+        A job of its own: a subscriber may write, and if it raises, no turn is lost.
+        """
         if late is None:
             log.info('%r is again as fresh as promised', self)
             notify(LoopFresh(self))

@@ -274,15 +274,15 @@ class Shard(Persistent):
 
     def next_due(self, min_loop_time):
         """Microseconds when an id may be taken for which that is free, or None."""
-        moments = [tree.minKey() for tree in (self.locked,) if tree]
-        if self.free:
-            first = self.free.minKey()
-            moments.append(first if first < 0 else first + min_loop_time)
-        for state in self.pending().values():
-            if state is not None and state.until is not None:
-                moments.append(state.until)
-            elif state is not None:
-                moments.append(state.key if state.key < 0 else state.key + min_loop_time)
+        pending = self.pending()
+        states = [state for state in pending.values() if state is not None]
+        untils = [state.until for state in states if state.until is not None]
+        keys = [state.key for state in states if state.until is None]
+        # Of an id with a slip the trees tell what is over: a lock that was ended, say.
+        for found, tree in ((untils, self.locked), (keys, self.free)):
+            here = (moment for moment, id in tree.items() if id not in pending)
+            found += itertools.islice(here, 1)
+        moments = untils + [key if key < 0 else key + min_loop_time for key in keys]
         return min(moments, default=None)
 
     def walk(self):
