@@ -151,7 +151,7 @@ class Loop(Persistent):
         return len(changes)
 
     def _changed(self, shard, parts):
-        """({id: its new State}, {leases}): what is said to one shard changes, and the leases it ends.
+        """({id: new State}, {leases}): what is said to one shard changes, and which leases it ends.
 
         `parts` is {id: the Slip as it concerns that id}.
         """
