@@ -13,6 +13,7 @@ from zope.i18n import translate
 from zope.interface import alsoProvides
 
 from zodbjobs.interfaces import IQueue
+from zodbjobs.zope import Job
 
 
 def retitle(page, title):
@@ -67,6 +68,16 @@ class PloneProbe(Probe):
         for page in self.context.objectValues():
             page.title = 'Unseen'
         return len(self.context.objectIds())
+
+    def page(self, id):
+        return createContentInContainer(self.context, 'Document', id=id, title=id).getId()
+
+    def rename(self, id, new):
+        self.context.manage_renameObject(id, new)
+        return new
+
+    def waiting_retitle(self, title):
+        return self.queue.put(Job(retitle, self.context, title), delay=3600).oid
 
     def words(self, language):
         self.request.set('LANGUAGE', language)

@@ -258,6 +258,11 @@ class Probe(BrowserView):
         self.context._setObject(new, obj, set_owner=0, suppress_events=True)
         return new
 
+    def move(self, id, to):
+        """Cut and paste, as users do."""
+        cut = self.context.manage_cutObjects([id])
+        return self.context.unrestrictedTraverse(to).manage_pasteObjects(cut)[0]['new_id']
+
     def view(self, name, **form):
         return self.queue.put(view_job(self.context, name, form)).oid
 

@@ -56,6 +56,26 @@ def test_methods_of_content(plone):
     assert wait_until(lambda: plone.probe('titles', '/Plone', text='Unseen') == 3 * ['Unseen'])
 
 
+def test_pages_are_found_again_by_their_uuids_and_others_in_their_places_are_left_alone(plone):
+    oids = {}
+    for id in ('moved', 'renamed', 'deleted'):
+        assert plone.probe('page', '/Plone/news', EVA, id=id) == id
+        oids[id] = plone.probe('waiting_retitle', f'/Plone/news/{id}', EVA, title=f'Was {id}')
+    plone.probe('move', '/Plone/news', EVA, id='moved', to='/Plone/drafts')
+    plone.probe('rename', '/Plone/news', EVA, id='renamed', new='changed')
+    plone.probe('drop', '/Plone/news', EVA, id='deleted')
+    for id in oids:
+        assert plone.probe('page', '/Plone/news', EVA, id=id) == id  # another of that name
+        plone.probe('hurry', '/Plone', EVA, oid=oids[id])
+    assert plone.result(oids['moved']) == '/Plone/drafts/moved'
+    assert plone.result(oids['renamed']) == '/Plone/news/changed'
+    assert plone.outcome(oids['deleted'])['result'][0] == 'ContentGone'
+    assert sorted(plone.probe('titles', '/Plone', text='Was')) == ['Was moved', 'Was renamed']
+    for id in (*oids, 'changed'):
+        plone.probe('drop', '/Plone/news', EVA, id=id)
+    plone.probe('drop', '/Plone/drafts', EVA, id='moved')
+
+
 def test_accepted_then_done(plone):
     reply = plone.ask('/Plone/news/@publish-all', EVA, method='POST', headers=JSON)
     assert reply.status == 202

@@ -108,6 +108,72 @@ def test_content_that_was_deleted_is_told_clearly(zope):
     assert "('doomed') is not in /site1 any more" in told['result'][1]
 
 
+@pytest.fixture
+def held(zope):
+    """held(path): a job that waits, put by bob for the content there."""
+    return lambda path: zope.probe('held', path, BOB)
+
+
+def hurried(zope, oid):
+    """The path of the content that a job was run with; it waited until now."""
+    zope.probe('hurry', oid=oid)
+    return zope.result(oid)['url'].partition(str(zope.port))[2]
+
+
+def error_of(zope, oid):
+    zope.probe('hurry', oid=oid)
+    told = zope.outcome(oid)
+    assert told['outcome'] == 'failure'
+    kind, text = told['result']
+    assert kind == 'ContentGone'
+    return text
+
+
+def make(zope, *paths):
+    for path in paths:
+        folder, _, id = path.rpartition('/')
+        zope.probe('make', folder, id=id)
+
+
+def test_content_that_was_moved_to_another_folder_is_found(zope, held):
+    make(zope, '/site1/a', '/site1/a/page', '/site1/b', '/site1/b/deep')
+    oid = held('/site1/a/page')
+    zope.probe('move', '/site1/a', id='page', to='/site1/b/deep')
+    assert hurried(zope, oid) == '/site1/b/deep/page'
+
+
+def test_content_whose_folder_was_moved_and_renamed_is_found(zope, held):
+    make(zope, '/site1/c', '/site1/c/inner', '/site1/c/inner/page', '/site1/d')
+    oid = held('/site1/c/inner/page')
+    zope.probe('move', '/site1/c', id='inner', to='/site1/d')
+    zope.probe('rename', '/site1/d', id='inner', new='outer')
+    assert hurried(zope, oid) == '/site1/d/outer/page'
+
+
+def test_no_job_is_run_with_other_content_that_took_the_old_place(zope, held):
+    make(zope, '/site1/e', '/site1/e/moved', '/site1/e/deleted', '/site1/f')
+    moved, deleted = held('/site1/e/moved'), held('/site1/e/deleted')
+    zope.probe('move', '/site1/e', id='moved', to='/site1/f')
+    zope.probe('drop', '/site1/e', id='deleted')
+    make(zope, '/site1/e/moved', '/site1/e/deleted', '/site1/f/deleted')
+    assert hurried(zope, moved) == '/site1/f/moved'
+    assert "('deleted') is not in /site1/e any more" in error_of(zope, deleted)
+
+
+def test_content_in_a_folder_that_was_deleted_is_gone(zope, held):
+    make(zope, '/site1/g', '/site1/g/page')
+    oid = held('/site1/g/page')
+    zope.probe('drop', '/site1', id='g')
+    assert "('g') is not in /site1 any more" in error_of(zope, oid)
+
+
+def test_content_that_left_the_site_is_gone_for_its_jobs(zope, held):
+    make(zope, '/site1/leaves', '/elsewhere')
+    oid = held('/site1/leaves')
+    zope.probe('move', '/site1', id='leaves', to='/elsewhere')
+    assert "('leaves') is not in /site1 any more" in error_of(zope, oid)
+
+
 def test_blobs(zope):
     oid = zope.probe('blob', '/site1/folder', BOB, text='a lot of data')
     assert 'Blob' in zope.result(oid)

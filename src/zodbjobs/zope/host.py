@@ -31,6 +31,7 @@ from ZPublisher.HTTPResponse import HTTPResponse
 from zodbjobs import local
 from zodbjobs.model.call import Vanished, custom_repr, refuse_broken, resolved
 from zodbjobs.model.hosted import Wrapped
+from zodbjobs.zope.whereabouts import found_again, is_placed
 
 log = logging.getLogger('zodbjobs.events')
 
@@ -53,7 +54,7 @@ class UserGone(LookupError):
 
 
 class ContentGone(LookupError):
-    """The content that a job was given is not where it was, and not in the same folder either."""
+    """The content that a job was given is not in the site any more."""
 
 
 class ZopeHost:
@@ -314,7 +315,7 @@ def unwrapped(value):
             )
         chain.append(base)
         if IApplication.providedBy(base):
-            placed = map(_is_placed, chain, chain[1:])
+            placed = map(is_placed, chain, chain[1:])
             _give_homes(chain)
             return Wrapped(chain, placed)
         each = aq_parent(aq_inner(each))
@@ -336,17 +337,6 @@ def _give_homes(chain):
         jar = base._p_jar
 
 
-def _is_placed(inner, outer):
-    """Whether `outer` has `inner` under the id that `inner` has."""
-    get, name = getattr(outer, '_getOb', None), getattr(inner, 'getId', None)
-    if get is None or name is None:
-        return False
-    try:
-        return aq_base(get(name())) is inner
-    except (KeyError, AttributeError):
-        return False
-
-
 def rewrapped(kept):
     """The object for which a `Wrapped` stands, in the scene of this thread."""
     refuse_broken(*kept.chain)
@@ -361,11 +351,27 @@ def rewrapped(kept):
         obj = root.__of__(RequestContainer(REQUEST=_thread.request))
     for number in range(len(kept.chain) - 2, -1, -1):
         inner, outer = kept.chain[number], kept.chain[number + 1]
-        if kept.placed[number] and not _is_placed(inner, outer):
-            raise ContentGone(
-                f'{custom_repr(inner)} ({inner.getId()!r}) is not in'
-                f' {"/".join(obj.getPhysicalPath()) or "/"} any more:'
-                f' it was deleted or moved after the job was put'
-            )
-        obj = inner.__of__(obj)
+        if not kept.placed[number] or is_placed(inner, outer):
+            obj = inner.__of__(obj)
+        else:
+            obj = _moved(inner, obj, app)
     return obj
+
+
+def _path(obj):
+    return '/'.join(obj.getPhysicalPath()) or '/'
+
+
+def _moved(inner, outer, app):
+    """Content that is not where it was: where it is now, in the same site.  Raises ContentGone."""
+    site = getSite()
+    top = outer.getPhysicalRoot() if app is None else app
+    if site is not None and hasattr(site, 'getPhysicalPath'):
+        top = top.unrestrictedTraverse(site.getPhysicalPath())
+    found = found_again(inner, top)
+    if found is None:
+        raise ContentGone(
+            f'{custom_repr(inner)} ({inner.getId()!r}) is not in {_path(outer)} any more, and was'
+            f' not found elsewhere in {_path(top)}: it was deleted or moved after the job was put'
+        )
+    return found
