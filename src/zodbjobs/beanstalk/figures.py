@@ -24,19 +24,12 @@ COUNTED_AS = {'oversize put': 'put'}
 STATES = ('urgent', 'ready', 'reserved', 'delayed', 'buried')
 
 
-def _is_used(gateway, name):
-    return any(client.use == name or name in client.watch for client in gateway.clients)
-
-
 def exists(gateway, name):
     """Whether a tube is used, or watched, or has jobs."""
-    if _is_used(gateway, name) or name == 'default':
+    if gateway.uses[name] or name == 'default':
         return True
     queue = gateway.store.tube(name)
-    if queue is not None and not gateway.store.is_empty(queue):
-        return True
-    gateway.tubes.pop(name, None)  # its figures vanish with it
-    return False
+    return queue is not None and not gateway.store.is_empty(queue)
 
 
 def tube_names(gateway):

@@ -24,8 +24,6 @@ from zodbjobs import clock
 from zodbjobs.beanstalk import figures, protocol
 from zodbjobs.beanstalk.store import Refused
 from zodbjobs.model.claim import SOON_SECONDS
-from zodbjobs.model.intake import LANES
-from zodbjobs.model.lease import slot_key
 from zodbjobs.runtime import trouble
 
 log = logging.getLogger('zodbjobs.beanstalk')
@@ -75,6 +73,10 @@ class Client:
         self.gone = False  # its connection is closed
         self.stalled = False  # it does not read what it is sent
 
+    def names(self):
+        """The names of the tubes that it uses and watches, a list."""
+        return [self.use, *self.watch]
+
     def state(self):
         """What a batch may change, to `restore` it."""
         return (
@@ -97,6 +99,7 @@ class _Batch:
         self.saved = {}  # Client -> its state
         self.counted = []  # (Counter, key)
         self.count = 0  # commands
+        self.tubes = None  # those of the gateway, once one of them has vanished
 
 
 class Gateway:
@@ -115,6 +118,7 @@ class Gateway:
         self.clients = {}  # ordered
         self.counts = collections.Counter()
         self.tubes = {DEFAULT: collections.Counter()}  # name -> figures, in order of creation
+        self.uses = collections.Counter()  # name of a tube -> how often clients use and watch it
         self.pauses = {}  # name of a tube -> the seconds asked for
         self.call_later = None
         self._wanting = {}  # clients that have commands
@@ -133,6 +137,7 @@ class Gateway:
 
     def connected(self, client):
         self.clients[client] = None
+        self.uses.update(client.names())
         self.counts['total-connections'] += 1
 
     def received(self, client, commands):
@@ -198,7 +203,7 @@ class Gateway:
         self.store.begin()
         self._tick()
         if self._shall_sweep:
-            self.store.sweep()
+            self._sweep()
         self._apply()
         self.committing = True
         try:
@@ -250,6 +255,12 @@ class Gateway:
                 self._note_end(client, number, held.until)
             if client.commands or client.ends:
                 self._wanting[client] = None
+        if self._batch.tubes is not None:
+            self.tubes = self._batch.tubes
+        self.uses = collections.Counter(name for each in self.clients for name in each.names())
+        self.store.recall(
+            held.reservation for client in self.clients for held in client.held.values()
+        )
         self._stirred.update(self._waiters)
         self._batch = _Batch()
 
@@ -257,6 +268,12 @@ class Gateway:
         """The batch is about to change this client."""
         if client not in self._batch.saved:
             self._batch.saved[client] = client.state()
+
+    def _sweep(self):
+        for name in list(self.tubes):
+            self._may_vanish(name)
+        self.store.sweep({name for name, count in self.uses.items() if count})
+        self.uses = +self.uses
 
     def count(self, counter, key):
         counter[key] += 1
@@ -268,6 +285,15 @@ class Gateway:
         if found is None:
             found = self.tubes[name] = collections.Counter()
         return found
+
+    def _may_vanish(self, name):
+        """Nobody uses a tube any more, or a job has left it: without either it is no more."""
+        if name in self.tubes and not figures.exists(self, name):
+            if self._batch.tubes is None:
+                self._batch.tubes = dict(self.tubes)
+            self.tubes = _without(self.tubes, name)
+            self.pauses.pop(name, None)
+            self.store.vanished(name)
 
     def _apply(self):
         """Run commands, and serve who waits, until nothing moves any more."""
@@ -310,7 +336,11 @@ class Gateway:
             self.store.give_back(held.reservation, held.keys)
             self._stirred.add(held.reservation.lent.queue)
         client.held.clear()
-        self.clients.pop(client, None)
+        if client in self.clients:
+            del self.clients[client]
+            self.uses.subtract(client.names())
+            for name in client.names():
+                self._may_vanish(name)
 
     def _answer(self):
         """Send what was committed."""
@@ -511,6 +541,8 @@ class Gateway:
         if not done:
             return protocol.NOT_FOUND
         self.count(self.tube(name), 'cmd-delete')
+        if not self.uses[name]:
+            self._may_vanish(name)
         return protocol.DELETED
 
     def do_release(self, client, number, priority, delay):
@@ -534,26 +566,33 @@ class Gateway:
         if touched is None:
             del client.held[number]
             return protocol.NOT_FOUND
-        until, key = touched
-        keys = key, slot_key(until, key % LANES)
+        until, keys = touched
         client.held[number] = Held(held.reservation, until, keys)
         self._note_end(client, number, until)
         return protocol.TOUCHED
 
     def do_use(self, client, name):
-        client.use = name
+        former, client.use = client.use, name
+        self.uses.subtract([former])
+        self.uses.update([name])
         self.tube(name)
+        self._may_vanish(former)
         return b'USING %s\r\n' % name.encode()
 
     def do_watch(self, client, name):
-        client.watch[name] = None
+        if name not in client.watch:
+            client.watch[name] = None
+            self.uses.update([name])
         self.tube(name)
         return b'WATCHING %d\r\n' % len(client.watch)
 
     def do_ignore(self, client, name):
         if name in client.watch and len(client.watch) == 1:
             return protocol.NOT_IGNORED
-        client.watch.pop(name, None)
+        if name in client.watch:
+            client.watch = _without(client.watch, name)
+            self.uses.subtract([name])
+            self._may_vanish(name)
         return b'WATCHING %d\r\n' % len(client.watch)
 
     def do_peek(self, client, number):
@@ -619,10 +658,19 @@ class Gateway:
         job = self.store.find(number)
         if job is None:
             return protocol.NOT_FOUND
-        held = client.held.get(number)
-        facts = self.store.job_facts(job, None if held is None else held.until)
+        ends = (other.held[number].until for other in self.clients if number in other.held)
+        facts = self.store.job_facts(job, next(ends, None))
         return protocol.chunk(protocol.mapping(facts.items()))
 
     def do_quit(self, client):
         client.ends = True
         client.commands.clear()
+
+
+def _without(names, name):
+    """A dict without one of its keys; as in beanstalkd the last one takes the place of that."""
+    keys = list(names)
+    place, last = keys.index(name), keys.pop()
+    if place < len(keys):
+        keys[place] = last
+    return {key: names[key] for key in keys}

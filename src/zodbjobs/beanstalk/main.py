@@ -24,7 +24,8 @@ SPOKEN = '1.12'
 #: Bytes by which a file of our own must have grown, and at least doubled, to be packed.
 LOG_BYTES = 10 * 1024 * 1024
 
-LOOK_AT_SIZE_SECONDS = 5
+#: What is kept of a database of our own: a job that is reserved soon is not loaded again.
+CACHE = {'cache_size': 50_000, 'cache_size_bytes': 64 * 1024 * 1024}
 
 # Exit codes that beanstalkd has for these.
 BAD_FLAG, NO_SUCH_USER, NO_LOCK = 5, 1, 10
@@ -134,6 +135,7 @@ def serve(options, listening):
     from twisted.internet import endpoints, reactor
 
     from zodbjobs.beanstalk.gateway import Gateway
+    from zodbjobs.beanstalk.own import OwnStore
     from zodbjobs.beanstalk.packing import Packing
     from zodbjobs.beanstalk.server import Factory, attach
     from zodbjobs.beanstalk.store import Store
@@ -145,7 +147,11 @@ def serve(options, listening):
     if db is None:
         return NO_LOCK
     identity = secrets.token_hex(8)
-    store = Store(db, f'beanstalkd {identity}', storages.kind(db) == storages.EXCLUSIVE)
+    name = f'beanstalkd {identity}'
+    if options.zodb:
+        store = Store(db, name, storages.kind(db) == storages.EXCLUSIVE)
+    else:
+        store = OwnStore(db, name)
     store.prepare()
     info = {'version': SPOKEN, 'id': identity, 'log_bytes': options.s}
     gateway = Gateway(store, options.z, info)
@@ -187,7 +193,7 @@ def open_database(options):
     if options.b is None:
         from ZODB.MappingStorage import MappingStorage
 
-        return ZODB.DB(MappingStorage('beanstalkd'))
+        return ZODB.DB(MappingStorage('beanstalkd'), **CACHE)
     from ZODB.FileStorage import FileStorage
 
     path = file_of(options)
@@ -198,7 +204,7 @@ def open_database(options):
         return None
     if options.F:
         leave_unsynced()
-    return ZODB.DB(storage)
+    return ZODB.DB(storage, **CACHE)
 
 
 def leave_unsynced():

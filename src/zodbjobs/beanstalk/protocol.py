@@ -105,7 +105,13 @@ def _name(rest):
     return (rest.decode('ascii'),)
 
 
+_USUAL_PUT = re.compile(rb'([0-9]{1,9}) ([0-9]{1,9}) ([0-9]{1,9}) ([0-9]{1,9})')
+
+
 def _put(rest):
+    usual = _USUAL_PUT.fullmatch(rest)
+    if usual is not None:
+        return (*map(int, usual.groups()), b'')
     found = []
     for _ in range(4):
         value, rest = _number(rest, MAX_U32)
@@ -140,6 +146,8 @@ def _pause(rest):
 
 
 def _id(rest):
+    if rest.isdigit() and len(rest) < 19:
+        return (int(rest),)
     return _numbers(rest, MAX_U64)
 
 
@@ -178,6 +186,10 @@ _BEGINNINGS = (
 
 VERBS = tuple(verb for _, verb, _ in _BEGINNINGS)
 
+#: The same for the first word of a line, with the blank behind it.  No beginning that stands
+#: before one of these is the beginning of it.
+_WORDS_FIRST = {beginning: (verb, read) for beginning, verb, read in _BEGINNINGS}
+
 
 def parse_line(line):
     """The Command of a line without its CRLF.
@@ -187,6 +199,13 @@ def parse_line(line):
     """
     if b'\0' in line:
         return _WRONG
+    word = line[: line.find(b' ') + 1] or line
+    usual = _WORDS_FIRST.get(word)
+    if usual is not None:
+        try:
+            return Command(usual[0], usual[1](line[len(word) :]))
+        except _BadFormat:
+            return _WRONG
     for beginning, verb, read in _BEGINNINGS:
         if line.startswith(beginning):
             try:
@@ -212,13 +231,40 @@ class Parser:
 
     def feed(self, data):
         """Take these bytes; returns a list of the commands that are complete by them."""
-        self._rest += data
         found = []
-        while True:
+        if not self._rest and self._is_idle():
+            data = self._usual(data, found)
+        self._rest += data
+        while data:
             command = self._next()
             if command is None:
-                return found
+                break
             found.append(command)
+        return found
+
+    def _is_idle(self):
+        """Whether the next byte begins a line."""
+        return self._put is None and not self._skipped and not self._overlong
+
+    def _usual(self, data, found):
+        """Take whole commands off the front of `data`, without a copy of it; returns what is left.
+
+        What is unusual is left.
+        """
+        start = 0
+        while True:
+            end = data.find(CRLF, start)
+            if end < 0 or end + 2 - start > LINE_BYTES:
+                return data[start:]
+            command = parse_line(data[start:end])
+            if command.verb == 'put':
+                *numbers, size, behind = command.args
+                begin, end = end + 2, end + 2 + size
+                if behind or size > self.body_bytes or data[end : end + 2] != CRLF:
+                    return data[start:]
+                command = Command('put', (*numbers, data[begin:end]))
+            found.append(command)
+            start = end + 2
 
     def _next(self):
         """One command, or None until there is more."""

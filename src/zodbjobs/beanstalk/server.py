@@ -9,7 +9,7 @@ Runs in the reactor's thread, where the gateway's commits are made as well: whil
 one is under way the next commands gather in the sockets, for the next commit.
 """
 
-from twisted.internet import interfaces, protocol
+from twisted.internet import abstract, interfaces, protocol
 from zope.interface import implementer
 
 from zodbjobs.beanstalk.gateway import Client
@@ -32,12 +32,15 @@ class Connection(protocol.Protocol):
         self.parser = Parser(gateway.body_bytes)
         self.client = None
         self._is_full = False
+        self._at_once = False  # whether the socket has taken all answers until now
 
     def connectionMade(self):
         for name in ('setTcpNoDelay', 'setTcpKeepAlive'):
             setting = getattr(self.transport, name, None)  # a Unix socket has neither
             if setting is not None:
                 setting(True)
+        is_plain = isinstance(self.transport, abstract.FileDescriptor)  # nothing is encrypted
+        self._at_once = is_plain and not getattr(self.transport, 'TLS', False)
         self.client = Client(self._send, self.transport.loseConnection)
         self.transport.registerProducer(self, True)
         self.gateway.connected(self.client)
@@ -51,7 +54,14 @@ class Connection(protocol.Protocol):
                 self.transport.pauseProducing()
 
     def _send(self, data):
-        self.transport.write(data)
+        if self._at_once and self.transport.connected:
+            # Without the reactor's buffer, and its two calls of epoll for each answer.  Who reads
+            # slowly, or is gone, has that from then on.
+            count = self.transport.writeSomeData(data)
+            self._at_once = count == len(data)
+            data = data[count:] if isinstance(count, int) else data
+        if data:
+            self.transport.write(data)
         if self._is_full and len(self.client.commands) <= COMMANDS_AHEAD:
             self._is_full = False
             if not self.client.stalled:

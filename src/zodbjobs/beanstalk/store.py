@@ -9,6 +9,7 @@ Everything here runs between `begin` and `commit`, in the one thread and the one
 connection of the gateway.  A whole batch of commands is one transaction.
 """
 
+import heapq
 import typing
 
 import transaction
@@ -25,7 +26,8 @@ from zodbjobs.model.claim import (
     take_back,
 )
 from zodbjobs.model.handout import Round
-from zodbjobs.model.intake import DEPENDS, URGENT, lane_number
+from zodbjobs.model.intake import DEPENDS, LANES, URGENT, lane_number
+from zodbjobs.model.lease import slot_key
 from zodbjobs.model.message import Message
 from zodbjobs.model.number import Numbers
 from zodbjobs.model.queue import Queue, Queues, group_of
@@ -62,7 +64,8 @@ class Reservation(typing.NamedTuple):
 
     number: int
     body: bytes
-    lent: object  # a model.claim.Lent
+    lent: object  # a model.claim.Lent; without a key it is kept in memory only
+    place: object = None  # a model.tube.Place, of what is kept in memory
 
 
 class Store:
@@ -82,6 +85,7 @@ class Store:
         self._looks = {}  # name of a tube -> the Round of this transaction
         self._ahead = {}  # name of a tube -> what its Round has first, the last one first
         self._filed = set()  # names of tubes to which this transaction brought entries
+        self._buried = {}  # name of a tube -> {oid: (serial, (when buried, token))}
         self._commits = 0
         self._swept = 0  # the number down to which was swept
         self.now = 0
@@ -108,6 +112,9 @@ class Store:
 
     def abort(self):
         self.manager.abort()
+
+    def recall(self, reservations):
+        """After an abort: these are what clients hold.  All of them are stored."""
 
     def close(self):
         self.manager.abort()
@@ -161,6 +168,9 @@ class Store:
         """The names of the tubes in the database."""
         return [name for name, queue in self.queues.items() if queue.tube]
 
+    def vanished(self, name):
+        """A tube is no more for clients.  Its queue stays as it is: others may know it."""
+
     def is_empty(self, queue):
         """Whether a tube has no job in any state."""
         counts = self.counts(queue)
@@ -189,12 +199,15 @@ class Store:
         try:
             queue.put(job, delay=delay or None, priority=priority, lease=max(1, ttr), result_ttl=0)
         except (QueueClosed, QueueFull) as error:
-            self.use_number()
-            raise Refused(isinstance(error, QueueFull)) from error
+            self._refuse(error)
         if delay:
             self._deed(job, DELAY, delay)
         self._has_filed(queue)
         return self.number(job)
+
+    def _refuse(self, error):
+        self.use_number()
+        raise Refused(isinstance(error, QueueFull)) from error
 
     def number(self, job):
         """The number of a job, which it is given if it has none: another door put it."""
@@ -212,8 +225,11 @@ class Store:
         self._block = block.first
         numbers.give(block)
 
-    def sweep(self):
-        """Forget numbers of jobs that ended elsewhere; some at a time, in turn."""
+    def sweep(self, used):
+        """Forget numbers of jobs that ended elsewhere; some at a time, in turn.
+
+        `used`: names of tubes, which stay here whether used or not: others may know the queue.
+        """
         numbers = self.queues.numbers
         found, self._swept = numbers.ended(self._swept, SWEEP_LIMIT)
         for number in found:
@@ -345,12 +361,12 @@ class Store:
         retire(queue, keys, job, reservation.lent.token, self.name)
 
     def touch(self, reservation, keys):
-        """(until, key of the slot) of the new lease, or None if it has ended."""
+        """(until, keys of the slots) of the new lease, or None if it has ended."""
         held = reservation.lent
         until = self.now + held.span
         leases = self.connection.get(held.queue_oid).leases
         key = leases.extend(keys, u64(held.oid), held.token, until)
-        return None if key is None else (until, key)
+        return None if key is None else (until, (key, slot_key(until, key % LANES)))
 
     def finish(self, reservation, keys):
         """Delete a job that is reserved so; False if it was taken back."""
@@ -447,13 +463,22 @@ class Store:
         queue = self.tube(name)
         if queue is None:
             return 0
-        jobs = self.buried(queue)[:bound] or self.delayed(queue, bound)
+        jobs = self.buried(queue, bound) or self.delayed(queue, bound)
         return sum(self.kick_job(job) for job in jobs)
 
-    def buried(self, queue):
-        """The buried messages of a tube, the one buried first first."""
-        jobs = [job for job in queue.held.values() if job.is_message]
-        return sorted(jobs, key=lambda job: (_deed_of(job, BURIED_AT), job._token))
+    def buried(self, queue, limit=1):
+        """The first buried messages of a tube, the one buried first first."""
+        known, found = self._buried.get(queue.name, {}), {}
+        for oid, job in queue.held.items():
+            if type(job).is_message:
+                place = known.get(oid)
+                if place is None or job._p_changed is not False or place[0] != job._p_serial:
+                    moment = _deed_of(job, BURIED_AT), job._token
+                    place = job._p_serial, moment
+                found[oid] = place
+        self._buried[queue.name] = found
+        first = heapq.nsmallest(limit, found, key=lambda oid: found[oid][1])
+        return [queue.held[oid] for oid in first]
 
     def delayed(self, queue, limit=1):
         """The first delayed messages of a tube, the one due first first."""

@@ -114,7 +114,7 @@ class Groups(Persistent):
     # change
 
     def add(self, group, token, value, make_tree):
-        """File `value` in the tree of `group` at the first free key from `token` on."""
+        """File `value` in the tree of `group` at the first free key from `token` on; returns it."""
         found = self._trees.get(group)
         if found is None:
             found = self._trees[group] = (token, None, make_tree())
@@ -125,7 +125,7 @@ class Groups(Persistent):
             heads.remove((group[PRIORITY], bound, group))
             heads.insert((group[PRIORITY], token, group))
             self._trees[group] = (token, quota, tree)
-        tree.add(token, value)
+        return tree.add(token, value)
 
     def take(self, group, slot):
         """Remove one job, and the group with its last one."""

@@ -111,6 +111,11 @@ class Filings:
 _filings = Filings()
 
 
+def next_filing():
+    """Microseconds of now, or a little more: a time for which this process has filed nothing."""
+    return _filings.at_once(clock.micros())
+
+
 class Settings(Persistent):
     """What operators set and producers read."""
 
@@ -246,6 +251,11 @@ class Queue(Persistent):
         except Exception:
             job._parent = None
             raise
+
+    def refuse_if_shut(self):
+        """Raise QueueClosed or QueueFull if nothing can be put."""
+        self._refuse_if_closed()
+        self._refuse_if_full()
 
     def _refuse_if_closed(self):
         if self.settings.closed:

@@ -233,16 +233,23 @@ class Ready(Persistent):
         For whoever is the only writer here, or minds no conflict; others leave a
         stale entry (see `Queue.unfile`).
         """
-        for place in (group, *((*group, shard) for shard in range(1, SHARDS))):
-            tree = self.groups.get(place)
-            slot = None if tree is None else _at(tree, token, token)
-            if slot is not None:
-                self.take(place, slot)
-                return True
+        found = self.find(group, token)
+        if found is not None:
+            self.take(*found)
+            return True
         slot = _at(self.later, order_key(due), token)
         if slot is not None:
             del self.later[slot]
         return slot is not None
+
+    def find(self, group, token):
+        """(group with its shard, slot) of the due job with that filing, or None."""
+        for place in (group, *((*group, shard) for shard in range(1, SHARDS))):
+            tree = self.groups.get(place)
+            slot = None if tree is None else _at(tree, token, token)
+            if slot is not None:
+                return place, slot
+        return None
 
     def clear(self):
         """Forget everything."""

@@ -12,6 +12,7 @@ from ZODB.MappingStorage import MappingStorage
 from tests.model.support import TurnedClock
 from zodbjobs import clock
 from zodbjobs.beanstalk.gateway import Client, Gateway
+from zodbjobs.beanstalk.own import OwnStore
 from zodbjobs.beanstalk.protocol import Parser
 from zodbjobs.beanstalk.store import Store
 from zodbjobs.testing.beanstalkd import Beanstalkd
@@ -23,13 +24,14 @@ SETTLE_LIMIT = 1000
 class Desk:
     """A gateway, and the clients that a test speaks for."""
 
-    def __init__(self, db=None, exclusive=True, body_bytes=65535, source=None):
+    def __init__(self, db=None, exclusive=True, body_bytes=65535, source=None, own=False):
         self.time = TurnedClock() if source is None else source
         clock.use(self.time)
         self.db = ZODB.DB(MappingStorage()) if db is None else db
         self.reactor = task.Clock()
         self.pause = threading.Event()
-        self.store = Store(self.db, 'beanstalkd test', exclusive)
+        name = 'beanstalkd test'
+        self.store = OwnStore(self.db, name) if own else Store(self.db, name, exclusive)
         self.store.prepare()
         self.gateway = Gateway(self.store, body_bytes)
         self.gateway.call_later = self.reactor.callLater

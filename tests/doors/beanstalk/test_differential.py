@@ -232,3 +232,30 @@ def test_both_have_the_same_figures(both):
         for text in stats
     ]
     assert jobs[0] == jobs[1]
+
+
+#: (client, command), with both servers just started.
+TUBES = (
+    ('a', b'use a'), ('a', b'list-tubes'), ('b', b'watch b'), ('b', b'watch c'), ('b', b'watch d'),
+    ('a', b'list-tubes'), ('b', b'ignore b'), ('b', b'list-tubes-watched'), ('a', b'list-tubes'),
+    ('a', b'put 0 0 1 0\r\n'), ('a', b'pause-tube a 50'), ('a', b'use e'), ('a', b'list-tubes'),
+    ('b', b'delete 1'), ('b', b'list-tubes'), ('a', b'use a'), ('a', b'stats-tube a'),
+    ('a', b'put 0 0 1 0\r\n'), ('b', b'use c'), ('b', b'ignore c'), ('a', b'list-tubes'),
+    ('c', b'watch a'), ('c', b'reserve-with-timeout 0'), ('a', b'use default'), ('c', b'delete 2'),
+    ('c', b'stats-tube a'), ('c', b'ignore a'), ('a', b'list-tubes'), ('a', b'stats-tube a'),
+    ('a', b'pause-tube a 1'), ('b', b'watch default'), ('b', b'list-tubes-watched'),
+)  # fmt: skip
+
+
+def test_both_have_the_same_tubes(tmp_path):
+    """A tube comes with its first use, and goes with its last; in the same order in the lists."""
+    theirs = executable()
+    if theirs is None:
+        pytest.skip('there is no beanstalkd here: apt-get install beanstalkd')
+    with Server(command=[theirs]) as peer, Server() as server:
+        lines = {who: (peer.connect(), server.connect()) for who in 'abc'}
+        for who, command in TUBES:
+            theirs, ours = (masked(line.ask(command + b'\r\n')) for line in lines[who])
+            assert ours == theirs, command
+        for line in sum(lines.values(), ()):
+            line.close()

@@ -24,9 +24,15 @@ from zodbjobs.beanstalk.protocol import (
 )
 
 
+@pytest.fixture(params=['own', 'shared'])
+def own(request):
+    """Whether the database is the gateway's own."""
+    return request.param == 'own'
+
+
 @pytest.fixture
-def desk():
-    with support.desk() as desk:
+def desk(own):
+    with support.desk(own=own) as desk:
         yield desk
 
 
@@ -461,8 +467,8 @@ def test_a_full_or_closed_queue_refuses(desk, talk):
     assert talk.say(b'put 0 0 1 1', b'a') == DRAINING
 
 
-def test_numbers_go_on_and_reservations_come_back_after_a_restart():
-    with support.desk() as first:
+def test_numbers_go_on_and_reservations_come_back_after_a_restart(own):
+    with support.desk(own=own) as first:
         talk = first.client()
         talk.put(b'1')
         talk.put(b'2', delay=60)
@@ -471,7 +477,7 @@ def test_numbers_go_on_and_reservations_come_back_after_a_restart():
         talk.say(b'reserve')
         talk.say(b'bury 3 1')
         first.store.close()
-        second = support.Desk(first.db, source=first.time)
+        second = support.Desk(first.db, source=first.time, own=own)
         again = second.client()
         states = [again.facts(b'stats-job %d' % number)['state'] for number in (1, 2, 3)]
         assert states == ['ready', 'delayed', 'buried']
