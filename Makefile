@@ -165,7 +165,7 @@ HOST_VERSIONS := 3.13 3.12 3.11
 # Zope 5 cannot run with ZODB 6.3.
 .venv-zope5/.ready: HOST := 'Zope[wsgi] < 6' 'ZODB < 6.3' zope.authentication plone.testing
 # Pyramid 2.1 imports pkg_resources.
-.venv-pyramid/.ready: HOST := pyramid pyramid_tm pyramid_zodbconn webtest waitress 'setuptools < 82'
+.venv-pyramid/.ready: HOST := pyramid pyramid_retry pyramid_tm pyramid_zodbconn webtest waitress 'setuptools < 82'
 .venv-plone/.ready: HOST := 'Products.CMFPlone >= 6.2' plone.restapi
 .venv-plone61/.ready: HOST := 'Products.CMFPlone < 6.2' plone.restapi 'Zope < 6' 'ZODB < 6.3'
 # Products.CMFEditions, which makes versions of pages, cannot work with Python 3.13.0.

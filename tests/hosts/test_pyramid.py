@@ -1,6 +1,8 @@
 """Pyramid applications that put jobs: the one of the page by pserve, others in this process."""
 
 import contextlib
+import functools
+import importlib
 import os
 import shutil
 import signal
@@ -14,11 +16,12 @@ pytest.importorskip('waitress')
 
 import transaction
 import webtest
+from persistent.mapping import PersistentMapping
 from pyramid.config import Configurator
 from pyramid.exceptions import ConfigurationError
 from support import TOP, Client, free_port, wait_until
 
-from zodbjobs import Job, testing
+from zodbjobs import Job, monitor, testing
 from zodbjobs.interfaces import KEY
 from zodbjobs.pyramid import read_settings
 from zodbjobs.testing.storages import zeo_database
@@ -173,6 +176,64 @@ def test_a_job_is_put_if_the_request_commits(make_app, tmp_path, hook, own):
     assert waiting(app) == 1
     app.get('/?number=2')
     assert waiting(app) == 2
+
+
+@contextlib.contextmanager
+def stock_app(view, **settings):
+    """The stock of the page, whose view is wrapped in `view`, asked without a socket."""
+    stock = importlib.import_module('stock')
+    app = stock.main({}, view=functools.partial(view, stock), **settings)
+    try:
+        yield webtest.TestApp(app), app.registry
+    finally:
+        app.registry.zodbjobs.stop()
+        for db in app.registry._zodb_databases.values():
+            db.close()
+        testing.tearDown()
+
+
+def sells_elsewhere(stock, tries, place, request):
+    """Sell, and have another client of the database sell something before the first commit."""
+    answer = stock.sell(request)
+    tries.append(request.jobs._p_jar)
+    if len(tries) == 1:
+        with place.db.transaction() as connection:
+            connection.root()['stock']['left'] -= 5
+    return answer
+
+
+@pytest.mark.processes
+@pytest.mark.parametrize('hook', [None, 'pyramid_tm.explicit_manager'])
+def test_a_request_that_is_made_again_after_a_conflict_puts_one_job(tmp_path, monkeypatch, hook):
+    pytest.importorskip('pyramid_retry')
+    monkeypatch.syspath_prepend(str(EXAMPLE))
+    tries = []
+    with zeo_database(tmp_path) as place:
+        settings = {'zodbconn.uri': place.uri, 'zodbjobs.embedded': 'true'}
+        if hook is not None:
+            settings['tm.manager_hook'] = hook
+
+        def view(stock, request):
+            return sells_elsewhere(stock, tries, place, request)
+
+        with stock_app(view, **settings) as (app, registry):
+            with registry._zodb_databases[''].transaction() as connection:
+                connection.root()['stock'] = PersistentMapping(left=10)
+            assert app.post('/sell').json == {'left': 4}
+            assert len(tries) == 2
+            assert app.post('/sell').json == {'left': 3}
+            db = registry._zodb_databases['']
+
+            def parcels():
+                with db.transaction() as connection:
+                    found = sorted(set(connection.root()['stock']) - {'left'})
+                return found if len(found) == 2 else None
+
+            assert wait_until(parcels) == ['parcel 3', 'parcel 4']
+            with db.transaction() as connection:
+                queues = connection.root()[KEY]
+                assert len(queues['']) == 0
+                assert wait_until(lambda: len(monitor.jobs(queues, 'completed')) == 2)
 
 
 def test_an_embedded_dispatcher_does_it(make_app):
