@@ -192,12 +192,12 @@ def stock_app(view, **settings):
         testing.tearDown()
 
 
-def sells_elsewhere(stock, tries, place, request):
-    """Sell, and have another client of the database sell something before the first commit."""
+def sells_elsewhere(stock, tries, request):
+    """Sell, and have another transaction sell something before the first commit."""
     answer = stock.sell(request)
     tries.append(request.jobs._p_jar)
     if len(tries) == 1:
-        with place.db.transaction() as connection:
+        with tries[0].db().transaction() as connection:
             connection.root()['stock']['left'] -= 5
     return answer
 
@@ -214,7 +214,7 @@ def test_a_request_that_is_made_again_after_a_conflict_puts_one_job(tmp_path, mo
             settings['tm.manager_hook'] = hook
 
         def view(stock, request):
-            return sells_elsewhere(stock, tries, place, request)
+            return sells_elsewhere(stock, tries, request)
 
         with stock_app(view, **settings) as (app, registry):
             with registry._zodb_databases[''].transaction() as connection:
