@@ -333,6 +333,15 @@ class IJob(Interface):
     def tearDown(setup_info):
         """Hook after the commit or abort of each attempt."""
 
+    def undone(error, kind, counts):
+        """Hook after an attempt that failed was undone, in a transaction that is committed.
+
+        `error` is what was raised, by the call or by the commit; `kind` is
+        'conflict' or 'disconnected' where that is trouble of the storage, after
+        which the attempt may only be made again; `counts` are those of the retry
+        policy, which is asked afterwards.
+        """
+
     def stats():
         """A dict of what is known about the job, plain values only."""
 

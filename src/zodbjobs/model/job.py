@@ -658,6 +658,9 @@ class Job(WishedJob):
     def tearDown(self, setup_info):
         return None
 
+    def undone(self, error, kind, counts):
+        return None
+
     def check_args(self, jar):
         """Raise unless the call and its arguments can be stored by `jar`."""
         if not isinstance(self._call, str):

@@ -65,6 +65,11 @@ class RetryCommonFourTimes:
             return self.max_conflicts is None or count <= self.max_conflicts
         return self.ownError(failure, data_cache)
 
+    def is_used_up(self, data_cache):
+        """Whether one more conflict is not answered by running again at once."""
+        count = data_cache.get(CONFLICT, self.data.get(CONFLICT, 0))
+        return self.max_conflicts is not None and count >= self.max_conflicts
+
     def ownError(self, failure, data_cache):
         """The call raised something that is no trouble of the storage."""
         return False

@@ -2,8 +2,8 @@
 
 ``on_start(task)`` and ``on_success(task, result)`` run inside the attempt: they
 stand or fall with the work, in one commit.  ``on_error(task, error)`` runs after
-a failed attempt was undone, in a transaction of its own, so what it writes
-stays whatever comes next; it may set how many retries are left.
+a failed attempt was undone, whatever it failed of, in a transaction of its own, so
+what it writes stays whatever comes next; it may set how many retries are left.
 
 Runs in the transactions of an attempt, or in the caller's (`run_here`).
 """
@@ -78,33 +78,42 @@ class Task(Job):
 
     # the attempt
 
-    def setUp(self):
-        self._v_errors = errors = []
-        return errors
-
     def run(self, args=(), kwargs=None):
-        errors = getattr(self, '_v_errors', [])
-        try:
-            self._tell('on_start')
-            result = super().run(args, kwargs)
-            if 'on_success' in dict(self._hooks):
-                _refuse_later(result, 'on_success is called with the result in the same commit')
-                self._tell('on_success', result)
-        except Exception as error:
-            errors.append(error)
-            raise
+        self._tell('on_start')
+        result = super().run(args, kwargs)
+        if 'on_success' in dict(self._hooks):
+            _refuse_later(result, 'on_success is called with the result in the same commit')
+            self._tell('on_success', result)
         return result
 
-    def tearDown(self, errors):
-        for error in errors:
-            if retry.kind_of(Failure(error), {}) is None:  # else the attempt is only made again
-                self._tell('on_error', error)
+    def undone(self, error, kind, counts):
+        """See IJob.undone: on_error is called, unless the attempt is only made again."""
+        if 'on_error' not in dict(self._hooks):
+            return
+        if kind == retry.CONFLICT:
+            policy = self.getRetryPolicy()
+            if not hasattr(policy, 'is_used_up') or not policy.is_used_up(counts):
+                return
+        elif kind is not None:
+            return
+        self._tell('on_error', error)
 
 
 class TaskRetries(retry.RetryCommonFourTimes):
-    """As many retries as the task has left, waiting as it says."""
+    """As many retries as the task has left, waiting as it says.
+
+    Conflicts are no errors, as the attempt is made again at once; but after so
+    many of them the attempt has failed like any other.
+    """
 
     ERRORS = 'errors'
+
+    def jobError(self, failure, data_cache):
+        kind = retry.kind_of(failure, data_cache)
+        if kind != retry.CONFLICT or not self.is_used_up(data_cache):
+            return super().jobError(failure, data_cache)
+        data_cache[retry.CONFLICT] = 0
+        return self.ownError(failure, data_cache)
 
     def ownError(self, failure, data_cache):
         if not self.job.retries:
@@ -158,7 +167,6 @@ def run_here(job, savepoint):
 
 def _attempt(job, savepoint):
     """Run the call and settle the job; returns the error that was raised, or None."""
-    errors = job.setUp()
     job.begun(clock.micros(), None)
     former, before = local.enter(job, None), job._status
     job._status = status.ACTIVE
@@ -175,7 +183,7 @@ def _attempt(job, savepoint):
             job._status = before
         else:
             job.begun(clock.micros(), None)
-        job.tearDown(errors)
+        job.undone(error, retry.kind_of(Failure(error), {}), {})
         return error
     finally:
         local.leave(former)

@@ -16,12 +16,12 @@ Runs in a worker's thread, with that thread's connection and transaction.  This
 is the only module that runs user code in transactions of ours.
 """
 
-import asyncio
 import contextlib
 import datetime
 import functools
 import logging
 import typing
+from collections.abc import Coroutine
 
 from twisted.internet.defer import Deferred
 from ZODB.broken import Broken
@@ -41,7 +41,7 @@ from zodbjobs.model.call import check_storable
 from zodbjobs.model.failure import Failure, is_failure
 from zodbjobs.model.job import WAITS_FOR_DEFERRED, WAITS_FOR_JOB, Job
 from zodbjobs.runtime import ride, tracing, trouble
-from zodbjobs.runtime.hook import Hook
+from zodbjobs.runtime.hook import Hook, tell_undone
 
 log = logging.getLogger('zodbjobs.events')
 trace = logging.getLogger('zodbjobs.trace')
@@ -256,6 +256,7 @@ class Attempt:
                 self._abort()
             if self._until_it_holds('look after', functools.partial(self._has_held, error)):
                 return None
+            self._until_it_holds('look after', functools.partial(self._tell_undone, error))
             decide = functools.partial(self.decide, error, failure)
             decision, failure = self._until_it_holds('decide on', decide)
             if decision.kind == AGAIN:
@@ -379,14 +380,18 @@ class Attempt:
         """
         if not getattr(error, '_zodbjobs_commit', False):
             return False
-        job = self.load()
-        self._still_ours(job)
+        job = self._load_ours()
         if (job._status, job._waits) == self.before:
             _close(self.value)
             return False
         log.warning('%r: the commit was made although it raised %r', job, error)
         self._settled(job, self.value, self._is_later(self.value))
         return True
+
+    def _tell_undone(self, error):
+        kind = trouble_kind(error, getattr(error, '_zodbjobs_commit', False))
+        place = self.worker.surroundings, self._shall_stop
+        tell_undone(self._load_ours, self.tm, place, error, kind, self.data_cache)
 
     def _settled(self, job, value, later):
         """The work is committed: say so, and leave if the job waits."""
@@ -425,7 +430,7 @@ class Attempt:
 
     @staticmethod
     def _is_later(value):
-        return isinstance(value, Deferred) or asyncio.iscoroutine(value)
+        return isinstance(value, (Deferred, Coroutine))
 
     def tell(self):
         """Run the callbacks, one after the other, each in transactions of its own."""
@@ -480,8 +485,7 @@ class Attempt:
         """The Decision on an error, by the advice of the job's retry policy, and the failure."""
         in_commit = getattr(error, '_zodbjobs_commit', False)
         kind = trouble_kind(error, in_commit)
-        job = self.load()
-        self._still_ours(job)
+        job = self._load_ours()
         if job._cancelled:
             return Decision(GIVE_UP), Failure(job.due_error(clock.micros()))
         if in_commit and kind is None:
@@ -594,6 +598,11 @@ class Attempt:
         """Begin a transaction and get the job; raises what the storage raises."""
         self.tm.begin()
         return self.connection.get(self.oid)
+
+    def _load_ours(self):
+        job = self.load()
+        self._still_ours(job)
+        return job
 
     def _still_ours(self, job):
         """Raise ReassignedError if the job was given to somebody else meanwhile."""
@@ -786,5 +795,5 @@ def shown(result):
 
 
 def _close(value):
-    if asyncio.iscoroutine(value):
+    if isinstance(value, Coroutine):
         value.close()

@@ -1,14 +1,20 @@
-"""The setUp and tearDown of a job, each at most once in an attempt.
+"""The setUp and tearDown of a job, each at most once in an attempt, and what a failed one tells.
 
 Runs in the worker's thread: setUp in the transaction of the call, tearDown in
-one of its own, after the outcome was committed.
+one of its own, after the outcome was committed; a job that wants to hear that an
+attempt was undone hears it in one of its own, before anything is decided.
 """
 
 import logging
 
+from zodbjobs import local
 from zodbjobs.model.job import Job
+from zodbjobs.runtime import trouble
 
 log = logging.getLogger('zodbjobs.events')
+
+#: What a job writes when an attempt was undone is tried so often, if it conflicts.
+TRIES = 10
 
 
 class Hook:
@@ -40,3 +46,27 @@ class Hook:
                 manager.abort()
             except Exception:
                 log.exception('abort failed')
+
+
+def tell_undone(load, manager, place, error, kind, counts):
+    """Tell the job that `load()` begins a transaction with that an attempt was undone; commit.
+
+    `place` is what `local.enter` gets beside the job; `error`, `kind` and `counts`
+    are given to `IJob.undone`.  What that raises is logged, and changes nothing.
+    """
+    for number in range(TRIES):
+        job = load()
+        if type(job).undone is Job.undone:
+            return
+        former = local.enter(job, *place)
+        try:
+            job.undone(error, kind, counts)
+            manager.commit()
+            return
+        except BaseException as raised:  # noqa: BLE001 - user code
+            manager.abort()
+            if not trouble.is_conflict(raised) or number == TRIES - 1:
+                log.critical('what follows a failed attempt of %r failed', job, exc_info=True)
+                return
+        finally:
+            local.leave(former)

@@ -51,6 +51,7 @@ def may_ride(job):
         and not job.runs_once
         and cls.tearDown is Job.tearDown
         and cls.setUp is Job.setUp
+        and not getattr(job, '_hooks', ())  # of a Task
     )
 
 
