@@ -12,6 +12,7 @@ from tests.model.support import Thing, other_work, work
 from zodbjobs import Failure, Job, NeverRetry, Queue, RetryPolicy, clock, status
 from zodbjobs.interfaces import BadStatusError, DuplicateJobError, QueueClosed
 from zodbjobs.model.handout import Round
+from zodbjobs.runtime import attempt, ride
 
 #: The clocks of Zurich go back at 3:00 that day.
 AMBIGUOUS = datetime.datetime(2026, 10, 25, 2, 30, tzinfo=zoneinfo.ZoneInfo('Europe/Zurich'))
@@ -633,3 +634,56 @@ def test_one_that_runs_again_before_its_end_was_heard_of_is_counted_once(side, q
     assert (len(queue), queue.ready.dropped()) == (0, 0)
     side.run(job)
     assert (len(queue), queue.ready.dropped(), len(side.agent)) == (0, 0, 0)
+
+
+def test_one_that_is_tried_again_before_that_was_heard_of_is_counted_once(side, queue):
+    job = queue.put(work)
+    side.commit()
+    (assignment,) = side.claim()
+    job.begun(clock.micros(), side.agent._p_oid)
+    job.rescheduled(0)
+    assert side.claimed_jobs() == [job]
+    side.retire(attempt.Report(assignment, attempt.RELEASED))
+    assert (len(queue), queue.ready.dropped()) == (0, 0)
+    side.run(job)
+    assert (len(queue), queue.ready.dropped(), len(side.agent)) == (0, 0, 0)
+
+
+def test_what_was_withdrawn_while_it_rode_is_counted_out_once(house, side, queue):
+    job, _ = queue.put(work), queue.put(work)
+    side.commit()
+    side.file_all()
+    side.commit()
+    other = house.side()
+    other.begin()
+    other.twin(job).priority = 1
+    (assignment,) = side.claim()
+    side.commit()
+    other.commit()
+    side.begin()
+    assert side.claimed_jobs() == [job]
+    now = clock.micros()
+    outcome = ride.Outcome(begun=now, ended=now, result='late', shown="'late'")
+    side.retire(attempt.Report(assignment, attempt.FINISHED, outcome=outcome))
+    assert (job.result, len(queue), queue.ready.dropped()) == (None, 1, 0)
+
+
+def test_one_that_was_told_of_and_then_found_withdrawn_is_counted_out_once(side, queue):
+    """The report of an attempt comes when its dispatcher has been buried, and is back."""
+    job, other = queue.put(work), queue.put(work)
+    side.commit()
+    side.file_all()
+    job.cancel()
+    told, _ = side.claim(2)
+    side.record.died()
+    side.record.activate()
+    assert list(queue) == [other]
+    stale, again = side.claim(2)
+    assert (stale.oid, again.oid) == (job._p_oid, other._p_oid)
+    waits = queue.put(work)
+    side.retire(
+        attempt.Report(told, attempt.FINISHED, failed=True),
+        attempt.Report(stale, attempt.STALE),
+    )
+    assert list(side.agent.history) == [job]
+    assert (list(queue), len(queue), queue.ready.dropped()) == ([waits], 1, 0)

@@ -49,6 +49,10 @@ def _checked_coalesce(seconds):
 LONGEST_COALESCE_SECONDS = 1
 
 
+#: Behind so many facts of an entry of `running` are the tokens of the claims that it replaced.
+FACTS = 4
+
+
 @implementer(IAgent)
 class Agent(Persistent):
     """See IAgent."""
@@ -68,7 +72,8 @@ class Agent(Persistent):
         self.size = size
         self.channels = channels
         self.coalesce = coalesce
-        self.running = new_bucket()  # {oid: (token, job, ahead, claimed microseconds)}
+        # {oid: (token, job, ahead, claimed microseconds, *tokens of claims that it took over)}
+        self.running = new_bucket()
         self.waiting = new_bucket()  # {oid: job}: they returned a job and wait for it
         self.history = History()
 
@@ -129,9 +134,15 @@ class Agent(Persistent):
 
         True if that takes the place of a filing of the job that counts no more.
         """
-        replaces = oid in self.running
-        self.running[oid] = (token, job, ahead, now)
-        return replaces
+        former = self.running.get(oid)
+        replaced = () if former is None else (former[0], *former[FACTS:])
+        self.running[oid] = (token, job, ahead, now, *replaced)
+        return former is not None
+
+    def has_replaced(self, oid, token):
+        """Whether the claim that it lists of a job took the place of that of the filing `token`."""
+        entry = self.running.get(oid)
+        return entry is not None and token in entry[FACTS:]
 
     def holds(self, oid, token):
         """None, or (whether it was claimed ahead,) for a job that it runs under `token`."""
@@ -145,7 +156,7 @@ class Agent(Persistent):
 
     def entries(self):
         """[(oid, token, job, ahead, claimed)] of what it runs, the longest held first."""
-        found = [(oid, *entry) for oid, entry in entries_of(self.running)]
+        found = [(oid, *entry[:FACTS]) for oid, entry in entries_of(self.running)]
         return sorted(found, key=lambda entry: entry[4])
 
     def held_count(self):

@@ -24,6 +24,14 @@ SWEEP_LIMIT = 1000
 #: Kinds of attempts after which a job goes on where it stands.
 _GIVEN_BACK = attempt.OVERRAN, attempt.LOST, attempt.RETURNED
 
+#: Kinds of attempts that used their filing up, in a commit of their own.
+_ENDED = attempt.FINISHED, attempt.RELEASED, attempt.WAITING
+
+
+def _has_ended(report):
+    """Whether the filing of the claim was current until the attempt itself ended it."""
+    return report.kind in _ENDED and report.outcome is None
+
 
 class Retirement:
     """Retires attempts of `queue` at `now` (microseconds)."""
@@ -84,7 +92,7 @@ class Retirement:
         oid = int.from_bytes(assignment.oid, 'big')
         entry = agent.running.get(oid)
         if entry is None or not agent.retired(oid, assignment.token):
-            if entry is not None and report.kind in (attempt.FINISHED, attempt.WAITING):
+            if _has_ended(report) and agent.has_replaced(oid, assignment.token):
                 # It was claimed once more before we heard that it had ended, and that claim
                 # took the filing that it replaced for one that was withdrawn.
                 self.queue.ready.dropped.change(1)
