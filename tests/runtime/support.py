@@ -25,9 +25,18 @@ def root():
     return local.getJob()._p_jar.root()
 
 
+#: Virtual seconds in which two polls come: a job that ended while its thread had not yet told
+#: that it waits is listed by the first, and goes with the second.
+TWO_POLLS_SECONDS = 10
+
+
 def is_idle(layer):
-    """Nothing is left of any attempt: no slot, no entry, no quota place."""
+    """Nothing is left of any attempt, or soon will be: no slot, no entry, no quota place."""
     layer.reactor.time_flies(5)
+    return layer.reactor.wait_until(lambda: nothing_is_left(layer), TWO_POLLS_SECONDS)
+
+
+def nothing_is_left(layer):
     transaction.begin()
     for quota in layer.queue.quotas.values():
         quota.clean()

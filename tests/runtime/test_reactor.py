@@ -29,7 +29,16 @@ from zodbjobs import clock
 from zodbjobs.runtime.statistics import PollsLog
 from zodbjobs.status import ACTIVE, COMPLETED, PENDING
 from zodbjobs.testing import waiting
-from zodbjobs.testing.reactor import BEGINNING, CALLS_AT_ONCE, Reactor, current, set_now
+from zodbjobs.testing.reactor import (
+    BEGINNING,
+    BREATH_SECONDS,
+    CALLS_AT_ONCE,
+    TICK_SECONDS,
+    Reactor,
+    _Patience,
+    current,
+    set_now,
+)
 
 machine = clock.SystemTime()
 
@@ -464,6 +473,44 @@ def test_settle_gives_up_on_a_call_that_blocks(reactor, closed_gate):
     reactor.callInThread(wait_at_the_gate)
     assert reactor.settle(0.05) is False
     assert reactor.settle(30, until=lambda: True) is True
+
+
+def test_the_reactors_own_work_takes_no_time_of_the_threads(reactor):
+    """However long a call blocks here, what it has started is given its moment all the same."""
+    done = []
+
+    def block():
+        threading.Event().wait(1.5 * BREATH_SECONDS)
+        reactor.callInThread(lambda: (threading.Event().wait(0.01), done.append('thread')))
+
+    reactor.callLater(1, block)
+    reactor.time_flies(2)
+    assert done == ['thread']
+
+
+class BusyMachine:
+    """Each wait takes a second, or none at all."""
+
+    def __init__(self, seconds):
+        self.seconds, self.now, self.waits = seconds, 0, []
+
+    def monotonic(self):
+        return self.now
+
+    def wait(self, seconds):
+        self.now += self.seconds
+        self.waits.append(seconds)
+
+
+@pytest.mark.parametrize(('seconds', 'waits'), [(1, 10), (0, 100)], ids=['slow', 'interrupted'])
+def test_patience_counts_what_was_to_be_waited(monkeypatch, seconds, waits):
+    """A busy machine leaves threads as many moments; threads that ask without end get no more."""
+    machine = BusyMachine(seconds)
+    monkeypatch.setattr('zodbjobs.testing.reactor._machine', machine)
+    patience = _Patience(10 * TICK_SECONDS)
+    while patience.wait(machine.wait):
+        assert len(machine.waits) < 1000
+    assert len(machine.waits) in (waits, waits + 1)  # a rest of rounding
 
 
 def test_deferred_of_a_thread(reactor):

@@ -25,12 +25,19 @@ class Stop:
 
     def __init__(self):
         self._told = threading.Event()
+        self._number = None  # of the signal that told
         self._former = {
             number: signal.signal(number, self._tell) for number in (signal.SIGINT, signal.SIGTERM)
         }
 
     def _tell(self, number, frame):
+        self._number = number
         self._told.set()
+
+    def repeat(self):
+        """Raise the signal that came too early once more, for whoever listens by now."""
+        if self._told.is_set():
+            signal.raise_signal(self._number)
 
     def wait(self, dispatcher):
         """Return when the process was told to stop, or the dispatcher has ended."""

@@ -127,7 +127,7 @@ def run_configured(args):
             configured.announce(db)
         dispatcher = configured.serving()
         if dispatcher is None:
-            return run([lambda: db], args)
+            return run([lambda: db], args, told)
         told.wait(dispatcher)
         close_database(db, dispatcher)
     finally:
@@ -135,8 +135,11 @@ def run_configured(args):
     return 0
 
 
-def run(openings, args):
-    """Serve the databases that `openings` open, with dispatchers as `args` wants them."""
+def run(openings, args, told=None):
+    """Serve the databases that `openings` open, with dispatchers as `args` wants them.
+
+    `told` is the `configured.Stop` that has heard the signals until now, if any.
+    """
     opened, dispatchers = [], []
     try:
         from twisted.internet import reactor  # late: importing it chooses and installs it
@@ -145,7 +148,7 @@ def run(openings, args):
             opened.append(opening())
             dispatchers.append(make_dispatcher(opened[-1], reactor, args))
         with extras(dispatchers, args):
-            serve(dispatchers, reactor, args.supervised)
+            serve(dispatchers, reactor, args.supervised, told)
     finally:
         for db, dispatcher in itertools.zip_longest(opened, dispatchers):
             close_family(db, dispatcher)
@@ -284,7 +287,7 @@ def install(root, name, args):
             record[AGENT].size = 0  # of an earlier life that served this queue, too
 
 
-def serve(dispatchers, reactor, supervised=None):
+def serve(dispatchers, reactor, supervised=None, told=None):
     """Run the reactor until a signal has stopped it and the dispatchers have drained."""
     from twisted.python.log import PythonLoggingObserver
 
@@ -293,6 +296,8 @@ def serve(dispatchers, reactor, supervised=None):
         line = supervisor.WorkersEnd(lambda: facts(dispatchers))
         reactor.callWhenRunning(line.begin, reactor)
     reactor.callWhenRunning(listen_to_signals, reactor, dispatchers[0].grace)
+    if told is not None:
+        reactor.callWhenRunning(told.repeat)
     for dispatcher in dispatchers:
         reactor.callWhenRunning(dispatcher.activate)
     reactor.run()

@@ -36,6 +36,9 @@ from zodbjobs.status import COMPLETED
 #: When virtual time begins, if nothing else is said: the instant of zc.async's tests.
 BEGINNING = datetime.datetime(2006, 8, 10, 15, 44, 22, 211, tzinfo=pytz.UTC)
 
+# Real seconds here are seconds of waiting (see `_Patience`): neither what runs in the test's own
+# thread counts, nor how much longer than asked for a busy machine makes a wait.
+
 #: Real seconds that jobs may run before virtual time goes on without them.
 PATIENCE_SECONDS = 1.0
 #: The same while time flies, for the whole flight: what takes longer is taken along.
@@ -44,6 +47,8 @@ BREATH_SECONDS = 0.1
 REST_SECONDS = 0.2
 #: Real seconds between looks at what nobody reports, such as another connection's commit.
 TICK_SECONDS = 0.01
+#: What each look counts at least, so that threads that ask without end are not waited for so.
+LOOK_SECONDS = 0.001
 #: Real seconds for what must end before the reactor stops.
 SHUTDOWN_SECONDS = 10.0
 #: Calls at one instant.  More than any test needs: a call that puts itself again without delay.
@@ -310,10 +315,10 @@ class Reactor(task.Clock):
             raise ValueError(f'time does not fly backwards: {seconds!r}')
         with self._driving:
             before, end = self._fired, self.rightNow + micros / clock.SECOND
-            deadline = _machine.monotonic() + BREATH_SECONDS
-            self.settle(BREATH_SECONDS)
+            breath = _Patience(BREATH_SECONDS)
+            self._settle(breath)
             while self._fire(end):
-                self.settle(deadline - _machine.monotonic())
+                self._settle(breath)
             self.rightNow = max(self.rightNow, end)
             self._run_now()
         _see_commits()
@@ -329,17 +334,17 @@ class Reactor(task.Clock):
         With `until`, a function, it ends as soon as that is true.  Returns
         whether it ended so, or without it whether all is quiet.
         """
-        deadline = _machine.monotonic() + seconds
+        return self._settle(_Patience(seconds), until)
+
+    def _settle(self, patience, until=None):
         while True:
             self._run_now()
             if until is not None and until():
                 return True
             if self.is_quiet():
                 return until is None
-            left = deadline - _machine.monotonic()
-            if left <= 0:
+            if not patience.wait(self._wait):
                 return False
-            self._wait(min(left, TICK_SECONDS))
 
     def wait_until(self, look, seconds, step=1):
         """Let virtual time pass, `step` seconds at a time, until look() is true; whether it is.
@@ -360,14 +365,13 @@ class Reactor(task.Clock):
 
         At each look `step` virtual seconds pass.
         """
-        deadline = _machine.monotonic() + seconds
+        patience = _Patience(seconds)
         while True:
             self._run_now()
             if look():
                 return True
-            if _machine.monotonic() >= deadline:
+            if not patience.wait(self._wait):
                 return False
-            self._wait(TICK_SECONDS)
             self.time_flies(step)
 
     def wait_for(self, *jobs, attempts=10, poll_interval=5):
@@ -444,6 +448,23 @@ class Reactor(task.Clock):
         with self._changed:
             if not self._asked:
                 self._changed.wait(seconds)
+
+
+class _Patience:
+    """Seconds that somebody is ready to wait for threads."""
+
+    def __init__(self, seconds):
+        self.left = seconds
+
+    def wait(self, wait):
+        """Have ``wait(seconds)`` wait for a moment; False if there is no patience left."""
+        if self.left <= 0:
+            return False
+        moment = min(self.left, TICK_SECONDS)
+        begun = _machine.monotonic()
+        wait(moment)
+        self.left -= max(LOOK_SECONDS, min(moment, _machine.monotonic() - begun))
+        return True
 
 
 class _CountedThreadPool(ThreadPool):

@@ -239,23 +239,33 @@ def test_a_second_signal_ends_it_at_once(place):
     assert 'SIGINT again: ending at once' in (place / 'log').read_text()
 
 
-@pytest.mark.processes
-@pytest.mark.parametrize('configured', [True, False], ids=['its dispatcher', "the command's own"])
-def test_it_works_as_zcml_says(place, configured):
-    import work_for_a_worker as work
-
+def configured_by(place, *directives):
+    """The words that let a worker work as a ZCML file says, which ends with these directives."""
     (place / 'site.zcml').write_text(f"""
         <configure xmlns="http://namespaces.zope.org/zope" xmlns:jobs="urn:zodbjobs">
           <include package="zodbjobs" />
           <include package="zodbjobs" file="meta.zcml" />
           <jobs:queue name="mail" />
           <jobs:agent queue="mail" name="post" size="2" />
-          {'<jobs:dispatcher grace="0.5" />' if configured else ''}
+          {' '.join(directives)}
         </configure>""")
+    return '--zcml', str(place / 'site.zcml'), '--path', str(place / 'jobs')
+
+
+WHO_SERVES = pytest.mark.parametrize(
+    'configured', [True, False], ids=['its dispatcher', "the command's own"]
+)
+
+
+@pytest.mark.processes
+@WHO_SERVES
+def test_it_works_as_zcml_says(place, configured):
+    import work_for_a_worker as work
+
+    words = configured_by(place, '<jobs:dispatcher grace="0.5" />' if configured else '')
     make_queues(place, 'mail')
     with root_of(place) as root:
         root['done'] = root[KEY]['mail'].put(Job(work.touch, str(place / 'touched')))
-    words = ('--zcml', str(place / 'site.zcml'), '--path', str(place / 'jobs'))
     with worker(place, *words) as process:
         wait_for(place / 'touched', process)
         process.terminate()
@@ -264,3 +274,18 @@ def test_it_works_as_zcml_says(place, configured):
         assert root['done'].status == COMPLETED
         (record,) = root[KEY]['mail'].dispatchers.values()
         assert record.activated is None and record['post'].size == 2
+
+
+@pytest.mark.processes
+@WHO_SERVES
+def test_a_signal_while_it_starts_is_obeyed(place, configured):
+    """Told to stop while the configuration does its work, it does not go on for ever."""
+    (place / 'jobs' / 'told_early.py').write_text(
+        'import signal\n\ndef stop(event):\n    signal.raise_signal(signal.SIGTERM)\n'
+    )
+    listener = '<subscriber for="zodbjobs.interfaces.DatabaseOpened" handler="told_early.stop" />'
+    words = configured_by(place, listener, '<jobs:dispatcher />' if configured else '')
+    with worker(place, *words) as process:
+        assert process.wait(30) == 0, (place / 'log').read_text()
+    said = (place / 'log').read_text()
+    assert said.count('begins to serve') == said.count('has stopped')
