@@ -37,8 +37,10 @@ def test_jobs_in_a_database_of_their_own(tmp_path):
 @contextlib.contextmanager
 def working(zope, *words):
     """A worker beside the instance, until the end, when it must stop well."""
+    before = begun(zope)
     worker = zope.start_worker(*words)
     try:
+        assert wait_until(lambda: begun(zope) > before), zope.log('worker.log')
         yield worker
         worker.send_signal(signal.SIGTERM)
         try:
@@ -49,6 +51,12 @@ def working(zope, *words):
     finally:
         worker.kill()
         worker.wait()
+
+
+def begun(zope):
+    """How many workers have begun to serve here."""
+    path = zope.home / 'var' / 'worker.log'
+    return path.read_text().count('begins to serve') if path.exists() else 0
 
 
 @pytest.fixture(scope='module')
