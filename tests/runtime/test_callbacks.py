@@ -400,10 +400,11 @@ class TestLate:
         assert len(layer.queue) == 0
         transaction.commit()
         gate.set()
+        assert layer.reactor.insist(lambda: said == ['work'], 5)  # in vain, in the former thread
+        said.clear()
         layer.dispatcher.activate()
         layer.reactor.time_flies(10)
         layer.queue.put(job)
-        said.clear()
         finish(layer, job)
         assert said == ['work', ('added', 'result')] and is_idle(layer)
 
