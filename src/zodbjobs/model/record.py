@@ -138,7 +138,7 @@ class JobRecord(Persistent):
             if number is None:
                 if name[:3] not in ('_v_', '_p_'):
                     extra[name] = value
-            elif not _is_comparable(value) or value != getattr(JobRecord, name):
+            elif type(value) not in _COMPARABLE or value != _DEFAULTS[name]:
                 state[number] = value
         args, kwargs = self.__dict__.get('_v_args'), self.__dict__.get('_v_kwargs')
         for name, given in (('_args', args and tuple(args)), ('_kwargs', kwargs and dict(kwargs))):
@@ -242,9 +242,10 @@ class JobRecord(Persistent):
         }
 
 
-def _is_comparable(value):
-    """Whether comparing with a class's default is safe: no foreign __eq__ is called."""
-    return value is None or type(value) in (str, int, bool, tuple, float)
+#: What can be compared with a class's default safely: no foreign __eq__ is called.
+_COMPARABLE = frozenset((type(None), str, int, bool, tuple, float))
+
+_DEFAULTS = {name: getattr(JobRecord, name) for name in STATE}
 
 
 def _pack(state):
