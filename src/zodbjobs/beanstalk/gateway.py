@@ -10,7 +10,11 @@ changed in memory goes back to how it was, and the batch is applied again.  When
 a command raises what it should not, the batch is applied again in single steps,
 so that it harms nobody but its client.
 
-Runs in the reactor's thread; nothing here touches a socket.
+A batch runs in a thread of its own where the database has a server, which may be
+slow, or away; meanwhile the reactor takes in what comes, to be told to the gateway
+when the batch is over.  Where the database is a file, the batch runs in the
+reactor's thread: there is nothing to wait for but the disk, and handing over would
+cost more than it saves.  Nothing here touches a socket.
 """
 
 import collections
@@ -18,11 +22,12 @@ import heapq
 import itertools
 import logging
 import random
+import threading
 import typing
 
 from zodbjobs import clock
 from zodbjobs.beanstalk import figures, protocol
-from zodbjobs.beanstalk.store import Refused
+from zodbjobs.beanstalk.commands import Commands, without
 from zodbjobs.model.claim import SOON_SECONDS
 from zodbjobs.runtime import trouble
 
@@ -40,6 +45,12 @@ CROWDED_SECONDS, UNREACHABLE_SECONDS = 0.02, 0.5
 
 #: Before so many microseconds a lease that is about to end is announced.
 SOON = SOON_SECONDS * clock.SECOND
+
+#: After a batch has failed so many commands of a client, and so many clients, are tried one by one.
+STEPS = 200
+
+#: What is said of a database, once.
+AWAY, REFUSES = 'the database is out of reach: %s', 'the database takes no writes: %s'
 
 DEFAULT = 'default'
 
@@ -62,6 +73,7 @@ class Client:
         self.send = send
         self.close = close
         self.commands = collections.deque()
+        self.mailed = 0  # commands that have arrived behind these, and wait for a batch to end
         self.answers = []
         self.use = DEFAULT
         self.watch = {DEFAULT: None}
@@ -102,11 +114,18 @@ class _Batch:
         self.tubes = None  # those of the gateway, once one of them has vanished
 
 
-class Gateway:
+def at_once(work, then):
+    """Work here and now."""
+    then(work())
+
+
+class Gateway(Commands):
     """Serves clients from `store`; `body_bytes` is the longest body a client may put.
 
     The server sets `call_later(seconds, call)`, which returns an object with
-    cancel(); `info` are facts for the statistics, (key, value) pairs.
+    cancel(), and `carry_out(work, then)`, which calls ``then(work())``: the work may
+    be done in another thread, the rest is done in the reactor's.  `info` are facts
+    for the statistics, (key, value) pairs.
     """
 
     def __init__(self, store, body_bytes=protocol.BODY_BYTES, info=()):
@@ -114,50 +133,83 @@ class Gateway:
         self.body_bytes = body_bytes
         self.info = dict(info)
         self.started = clock.monotonic()
+        self.call_later = None
+        self.carry_out = at_once
+        self.committer = None  # the number of the thread that commits now
         self.draining = False
+        # Of the reactor's thread alone
+        self._timer = self._soon = None
+        self._is_busy = self._again = False
+        self._mail = []  # (method, arguments): what is told while a batch is under way
+        # Of the thread of the batch, while there is one
         self.clients = {}  # ordered
         self.counts = collections.Counter()
         self.tubes = {DEFAULT: collections.Counter()}  # name -> figures, in order of creation
         self.uses = collections.Counter()  # name of a tube -> how often clients use and watch it
         self.pauses = {}  # name of a tube -> the seconds asked for
-        self.call_later = None
         self._wanting = {}  # clients that have commands
         self._waiters = {}  # name of a tube -> {client: None}, who waits longest first
         self._stirred = set()  # names of tubes in which something may be ready now
         self._events = {}  # name of a tube with waiters -> when to look again, or None
         self._ends = []  # heap of (until, tie, client, number) of reservations
         self._ties = itertools.count()
-        self._timer = self._soon = None
         self._solo = False
         self._shall_sweep = False
         self._batch = _Batch()
-        self.committing = False
+        self._is_in_doubt = False  # whether the last batch was committed
+        self._trouble = None  # what was last said of it
+        self._outbox = []  # (client, bytes, or None to close)
 
     # what the server tells
 
     def connected(self, client):
+        self._tell(self._connected, client)
+
+    def _connected(self, client):
         self.clients[client] = None
         self.uses.update(client.names())
         self.counts['total-connections'] += 1
 
     def received(self, client, commands):
         """These commands have arrived."""
+        client.mailed += len(commands)
+        self._tell(self._received, client, commands)
+
+    def _received(self, client, commands):
+        client.mailed -= len(commands)
         client.commands.extend(commands)
-        self.wake(client)
+        self._wake(client)
 
     def wake(self, client):
         """There may be something to do for a client."""
+        self._tell(self._wake, client)
+
+    def _wake(self, client):
         self._wanting[client] = None
         self._flush_soon()
 
+    def half_closed(self, client):
+        """The client will send nothing more, and may still read."""
+        self._tell(self._half_closed, client)
+
+    def _half_closed(self, client):
+        client.ends = True
+        self._wake(client)
+
     def disconnected(self, client):
         """The connection is closed; what the client sent before is still done."""
+        self._tell(self._disconnected, client)
+
+    def _disconnected(self, client):
         client.gone = client.ends = True
         client.stalled = False  # nobody is there to read the answers
-        self.wake(client)
+        self._wake(client)
 
     def rung(self):
         """Another process, or another part of this one, has committed something about jobs."""
+        self._tell(self._rung)
+
+    def _rung(self):
         self._stirred.update(self._waiters)
         self._flush_soon()
 
@@ -170,79 +222,178 @@ class Gateway:
         """Take no more jobs."""
         self.draining = True
 
+    def _tell(self, deed, *args):
+        """Do what changes the state of clients, as soon as no batch is under way."""
+        if self._is_busy or self._is_in_doubt:
+            self._mail.append((deed, args))
+        else:
+            deed(*args)
+
     def _flush_soon(self):
-        if self._soon is None:
+        if self._is_busy:
+            self._again = True
+        elif self._soon is None:
             self._soon = self.call_later(0, self.flush)
 
-    # a batch
-
     def flush(self):
-        """Apply what has arrived, commit, answer."""
+        """Have what has arrived applied, committed and answered."""
         self._soon = None
+        self._is_busy = True
+        self._again = False
+        self.carry_out(self._work, self._done)
+
+    def _done(self, seconds):
+        """A batch is over, or to be tried again in so many seconds."""
+        self._is_busy = False
+        if seconds is not None:
+            self._soon = self.call_later(seconds, self.flush)
+        outbox, self._outbox = self._outbox, []
+        for client, data in outbox:
+            if data is None:
+                client.close()
+            elif not client.gone:
+                client.send(data)
+        if not self._is_in_doubt:
+            mail, self._mail = self._mail, []
+            for deed, args in mail:
+                deed(*args)
+        if seconds is None:
+            if self._wanting or self._again:
+                self._flush_soon()
+            self._set_timer()
+
+    # a batch: from here on in its thread
+
+    def _work(self):
+        """Apply what has arrived, and commit; the seconds until the next try, or None."""
+        try:
+            if self._is_in_doubt:
+                self._resolve_doubt()
+                return 0
+            return self._try_batch()
+        except Exception as error:
+            if trouble.is_disconnected(error):
+                self._say(AWAY, error)
+            else:
+                log.critical('the gateway cannot go on with a batch', exc_info=True)
+            return UNREACHABLE_SECONDS
+
+    def _try_batch(self):
         for _ in range(BATCH_ATTEMPTS):
             try:
-                self._apply_and_commit()
-                break
-            except Exception as error:  # noqa: BLE001 - told apart here
+                wrote = self._apply_and_commit()
+            except Exception as error:
+                if trouble.is_disconnected(error):
+                    self._is_in_doubt = self.committer is not None
+                self.committer = None
+                if self._is_in_doubt:
+                    raise
                 self._undo()
                 if trouble.is_disconnected(error):
-                    log.error('the database is out of reach: %s', error)
-                    self._soon = self.call_later(UNREACHABLE_SECONDS, self.flush)
-                    return
+                    raise
                 if not trouble.is_conflict(error):
-                    self._single_steps(error)
-                    break
+                    return self._single_steps(error)
+            else:
+                self._answer()
+                if wrote or self._trouble == AWAY:
+                    self._say(None)
+                return None
+        return random.uniform(0, CROWDED_SECONDS)
+
+    def _resolve_doubt(self):
+        """The connection was lost in a commit: was it made?"""
+        if self.store.was_committed():
+            self._answer()
         else:
-            self._soon = self.call_later(random.uniform(0, CROWDED_SECONDS), self.flush)
-            return
-        self._answer()
-        self._set_timer()
+            self._undo()
+        self._is_in_doubt = False
+
+    def _say(self, text, error=None):
+        """Log what is wrong with the database, once; None: nothing any more."""
+        if text != self._trouble:
+            self._trouble = text
+            if text is None:
+                log.warning('the database takes commits again')
+            else:
+                log.error(text, trouble.in_short(error))
 
     def _apply_and_commit(self):
+        """Whether anything was written."""
         self._batch = _Batch()
         self.store.begin()
         self._tick()
         if self._shall_sweep:
             self._sweep()
         self._apply()
-        self.committing = True
-        try:
-            self.store.commit()
-        finally:
-            self.committing = False
+        self.committer = threading.get_ident()
+        wrote = self.store.commit()
+        self.committer = None
         self._shall_sweep = False
+        return wrote
 
     def _single_steps(self, error):
-        """Apply command by command; the one that raises is answered with INTERNAL_ERROR."""
-        log.error('a batch failed, and is applied in single steps', exc_info=error)
+        """Apply command by command, to find whom the error concerns.
+
+        The command that raises is answered with INTERNAL_ERROR.  Where the database
+        takes no writes, a put is refused, and other commands wait until it does.
+        Returns the seconds until the next try, or None.
+        """
+        if trouble.is_refused(error):
+            self._say(REFUSES, error)
+        else:
+            log.error('a batch failed, and is applied in single steps', exc_info=error)
+        wanting, left = list(self._wanting), {}
+        for client in wanting[STEPS:]:
+            left[client] = None
         self._solo = True
-        wanting = list(self._wanting)
         try:
-            for client in wanting:
-                while client.commands and not client.waits and not client.stalled:
-                    self._step(client)
+            for client in wanting[:STEPS]:
+                if not self._steps(client, left) or client.gone:
+                    left[client] = None
         finally:
             self._solo = False
-            for client in wanting:
-                if client.gone:
-                    self.wake(client)
+            self._wanting = left
+        return UNREACHABLE_SECONDS if left else None
+
+    def _steps(self, client, left):
+        """Apply what one client has sent; False if it has to wait for the database."""
+        for _ in range(STEPS):
+            if not client.commands or client.waits or client.stalled:
+                return True
+            self._wanting = {client: None}
+            if not self._step(client):
+                return False
+            left.update(self._wanting)
+        return not client.commands
 
     def _step(self, client):
-        command = client.commands[0]
-        self._wanting = {client: None}
+        verb = client.commands[0].verb
         try:
             self._apply_and_commit()
-        except Exception:
+        except Exception as error:  # noqa: BLE001 - told apart here
+            self.committer = None
             self._undo()
-            log.exception('the command %s failed', command.verb)
+            if trouble.is_disconnected(error) or trouble.is_conflict(error):
+                return False
+            is_refused = trouble.is_refused(error)
+            if is_refused and verb != 'put':
+                return False
+            if not is_refused:
+                log.exception('the command %s failed', verb)
             client.commands.popleft()
-            client.send(protocol.INTERNAL_ERROR)
+            answer = protocol.OUT_OF_MEMORY if is_refused else protocol.INTERNAL_ERROR
+            self._outbox.append((client, answer))
         else:
             self._answer()
+        return True
 
     def _undo(self):
         """Put back what the batch has changed in memory."""
-        self.store.abort()
+        try:
+            self.store.abort()
+        except Exception as error:
+            if not trouble.is_disconnected(error):  # that one says it twice
+                log.exception('cannot abort')
         for counter, key in self._batch.counted:
             counter[key] -= 1
         for client, state in self._batch.saved.items():
@@ -291,7 +442,7 @@ class Gateway:
         if name in self.tubes and not figures.exists(self, name):
             if self._batch.tubes is None:
                 self._batch.tubes = dict(self.tubes)
-            self.tubes = _without(self.tubes, name)
+            self.tubes = without(self.tubes, name)
             self.pauses.pop(name, None)
             self.store.vanished(name)
 
@@ -316,12 +467,11 @@ class Gateway:
         while client.commands and not client.waits and not client.stalled:
             if not limit or self._batch.count >= BATCH_COMMANDS:
                 self._wanting[client] = None
-                self._flush_soon()
                 return  # also if it is gone: what it has sent is still done
             limit -= 1
             self._batch.count += 1
             command = client.commands.popleft()
-            answer = self._run(client, command)
+            answer = self.run(client, command)
             if answer is not None:
                 client.answers.append(answer)
         if client.gone or (client.ends and not client.commands and not client.waits):
@@ -343,13 +493,13 @@ class Gateway:
                 self._may_vanish(name)
 
     def _answer(self):
-        """Send what was committed."""
+        """Have sent what was committed."""
         for client in self._batch.saved:
-            if client.answers and not client.gone:
-                client.send(b''.join(client.answers))
-            client.answers = []
+            if client.answers:
+                self._outbox.append((client, b''.join(client.answers)))
+                client.answers = []
             if client not in self.clients and not client.gone:
-                client.close()
+                self._outbox.append((client, None))
 
     # time
 
@@ -478,199 +628,3 @@ class Gateway:
         client.held[reservation.number] = Held(reservation, lent.until, (lent.key,))
         self._note_end(client, reservation.number, lent.until)
         return protocol.found(b'RESERVED', reservation.number, reservation.body)
-
-    # commands: each method returns the answer, or None
-
-    def _run(self, client, command):
-        verb, args = command
-        if verb not in (protocol.ANSWER, protocol.MALFORMED_PUT):
-            self.count(self.counts, figures.COUNTED_AS.get(verb, verb))
-        return getattr(self, 'do_' + verb.replace('-', '_').replace(' ', '_'))(client, *args)
-
-    def do_answer(self, client, answer):
-        return answer
-
-    def do_oversize_put(self, client):
-        return protocol.JOB_TOO_BIG
-
-    def do_malformed_put(self, client):
-        self.count(self.counts, 'put')
-        client.puts = True
-        self.store.use_number()
-        return protocol.EXPECTED_CRLF
-
-    def do_put(self, client, priority, delay, ttr, body):
-        client.puts = True
-        if self.draining:
-            self.store.use_number()
-            return protocol.DRAINING
-        try:
-            number = self.store.put(client.use, priority, delay, ttr, body)
-        except Refused as refused:
-            return protocol.OUT_OF_MEMORY if refused.full else protocol.DRAINING
-        self.count(self.counts, 'total-jobs')
-        self.count(self.tube(client.use), 'total-jobs')
-        self._stirred.add(client.use)
-        return b'INSERTED %d\r\n' % number
-
-    def do_reserve(self, client):
-        client.works = True
-        self._wait(client, None)
-
-    def do_reserve_with_timeout(self, client, seconds):
-        client.works = True
-        until = None if seconds is None else self.store.now + seconds * clock.SECOND
-        self._wait(client, until)
-
-    def do_reserve_job(self, client, number):
-        job = self.store.find(number)
-        if job is None or self.store.state(job) == 'reserved':
-            return protocol.NOT_FOUND
-        client.works = True
-        return self._reserved(client, self.store.reserve_job(job))
-
-    def do_delete(self, client, number):
-        held = client.held.pop(number, None)
-        if held is not None:
-            name = held.reservation.lent.queue
-            done = self.store.finish(held.reservation, held.keys)
-        else:
-            job = self.store.find(number)
-            name = None if job is None else job.queue.name
-            done = job is not None and self.store.delete(job)
-        if not done:
-            return protocol.NOT_FOUND
-        self.count(self.tube(name), 'cmd-delete')
-        if not self.uses[name]:
-            self._may_vanish(name)
-        return protocol.DELETED
-
-    def do_release(self, client, number, priority, delay):
-        held = client.held.pop(number, None)
-        if held is None or not self.store.release(held.reservation, held.keys, priority, delay):
-            return protocol.NOT_FOUND
-        self._stirred.add(held.reservation.lent.queue)
-        return protocol.RELEASED
-
-    def do_bury(self, client, number, priority):
-        held = client.held.pop(number, None)
-        if held is None or not self.store.bury(held.reservation, held.keys, priority):
-            return protocol.NOT_FOUND
-        return protocol.BURIED
-
-    def do_touch(self, client, number):
-        held = client.held.get(number)
-        if held is None:
-            return protocol.NOT_FOUND
-        touched = self.store.touch(held.reservation, held.keys)
-        if touched is None:
-            del client.held[number]
-            return protocol.NOT_FOUND
-        until, keys = touched
-        client.held[number] = Held(held.reservation, until, keys)
-        self._note_end(client, number, until)
-        return protocol.TOUCHED
-
-    def do_use(self, client, name):
-        former, client.use = client.use, name
-        self.uses.subtract([former])
-        self.uses.update([name])
-        self.tube(name)
-        self._may_vanish(former)
-        return b'USING %s\r\n' % name.encode()
-
-    def do_watch(self, client, name):
-        if name not in client.watch:
-            client.watch[name] = None
-            self.uses.update([name])
-        self.tube(name)
-        return b'WATCHING %d\r\n' % len(client.watch)
-
-    def do_ignore(self, client, name):
-        if name in client.watch and len(client.watch) == 1:
-            return protocol.NOT_IGNORED
-        if name in client.watch:
-            client.watch = _without(client.watch, name)
-            self.uses.subtract([name])
-            self._may_vanish(name)
-        return b'WATCHING %d\r\n' % len(client.watch)
-
-    def do_peek(self, client, number):
-        return self._found(self.store.find(number))
-
-    def do_peek_ready(self, client):
-        return self._peek(client, self.store.ready)
-
-    def do_peek_delayed(self, client):
-        return self._peek(client, lambda queue: next(iter(self.store.delayed(queue)), None))
-
-    def do_peek_buried(self, client):
-        return self._peek(client, lambda queue: next(iter(self.store.buried(queue)), None))
-
-    def _peek(self, client, look):
-        queue = self.store.tube(client.use)
-        return self._found(None if queue is None else look(queue))
-
-    def _found(self, job):
-        if job is None:
-            return protocol.NOT_FOUND
-        return protocol.found(b'FOUND', self.store.number(job), job.body)
-
-    def do_kick(self, client, bound):
-        count = self.store.kick(client.use, bound)
-        self._stirred.add(client.use)
-        return b'KICKED %d\r\n' % count
-
-    def do_kick_job(self, client, number):
-        job = self.store.find(number)
-        if job is None or not self.store.kick_job(job):
-            return protocol.NOT_FOUND
-        self._stirred.add(job.queue.name)
-        return protocol.KICKED
-
-    def do_pause_tube(self, client, name, seconds):
-        if not figures.exists(self, name):
-            return protocol.NOT_FOUND
-        self.store.pause(name, seconds)
-        self.pauses[name] = seconds
-        self.count(self.tube(name), 'cmd-pause-tube')
-        self._stirred.add(name)
-        return protocol.PAUSED
-
-    def do_list_tubes(self, client):
-        return protocol.chunk(protocol.listing(figures.tube_names(self)))
-
-    def do_list_tubes_watched(self, client):
-        return protocol.chunk(protocol.listing(client.watch))
-
-    def do_list_tube_used(self, client):
-        return b'USING %s\r\n' % client.use.encode()
-
-    def do_stats(self, client):
-        return protocol.chunk(protocol.mapping(figures.of_server(self)))
-
-    def do_stats_tube(self, client, name):
-        if not figures.exists(self, name):
-            return protocol.NOT_FOUND
-        return protocol.chunk(protocol.mapping(figures.of_tube(self, name)))
-
-    def do_stats_job(self, client, number):
-        job = self.store.find(number)
-        if job is None:
-            return protocol.NOT_FOUND
-        ends = (other.held[number].until for other in self.clients if number in other.held)
-        facts = self.store.job_facts(job, next(ends, None))
-        return protocol.chunk(protocol.mapping(facts.items()))
-
-    def do_quit(self, client):
-        client.ends = True
-        client.commands.clear()
-
-
-def _without(names, name):
-    """A dict without one of its keys; as in beanstalkd the last one takes the place of that."""
-    keys = list(names)
-    place, last = keys.index(name), keys.pop()
-    if place < len(keys):
-        keys[place] = last
-    return {key: names[key] for key in keys}

@@ -5,9 +5,12 @@ commands wait; one that sends more than it may while it waits is not read until
 it has been answered.  So no client costs more than a line, a body, a few
 commands and the answers that the socket has not taken.
 
-Runs in the reactor's thread, where the gateway's commits are made as well: while
-one is under way the next commands gather in the sockets, for the next commit.
+Runs in the reactor's thread; the gateway may make its commits in another.  While
+one is under way the next commands gather, for the next commit.
 """
+
+import functools
+import threading
 
 from twisted.internet import abstract, interfaces, protocol
 from zope.interface import implementer
@@ -16,7 +19,7 @@ from zodbjobs.beanstalk.gateway import Client
 from zodbjobs.beanstalk.protocol import Parser
 from zodbjobs.runtime import wakeup
 
-#: Seconds between looks for jobs that agents and consumers have ended.
+#: Seconds between looks for jobs that agents and consumers have ended, and for empty tubes.
 SWEEP_SECONDS = 10
 
 #: A client that has so many commands waiting is not read.
@@ -49,9 +52,13 @@ class Connection(protocol.Protocol):
         commands = self.parser.feed(data)
         if commands:
             self.gateway.received(self.client, commands)
-            if len(self.client.commands) > COMMANDS_AHEAD:
+            if self._ahead() > COMMANDS_AHEAD:
                 self._is_full = True
                 self.transport.pauseProducing()
+
+    def _ahead(self):
+        """How many commands wait."""
+        return len(self.client.commands) + self.client.mailed
 
     def _send(self, data):
         if self._at_once and self.transport.connected:
@@ -62,15 +69,14 @@ class Connection(protocol.Protocol):
             data = data[count:] if isinstance(count, int) else data
         if data:
             self.transport.write(data)
-        if self._is_full and len(self.client.commands) <= COMMANDS_AHEAD:
+        if self._is_full and self._ahead() <= COMMANDS_AHEAD:
             self._is_full = False
             if not self.client.stalled:
                 self.transport.resumeProducing()
 
     def readConnectionLost(self):
         """The client sends no more, and may still read."""
-        self.client.ends = True
-        self.gateway.wake(self.client)
+        self.gateway.half_closed(self.client)
 
     def writeConnectionLost(self):
         self.transport.loseConnection()
@@ -110,15 +116,21 @@ class Factory(protocol.Factory):
 def attach(gateway, reactor, listen=wakeup.listen):
     """Let `gateway` use `reactor`, and hear of others' commits; returns what ends that."""
     gateway.call_later = reactor.callLater
+    if not gateway.store.exclusive:
+        gateway.carry_out = functools.partial(_in_thread, reactor)
 
     def ring():
-        if not gateway.committing:  # our own commit tells us nothing
+        if gateway.committer != threading.get_ident():  # our own commit tells us nothing
             reactor.callFromThread(gateway.rung)
 
     def sweep():
         gateway.sweep()
         reactor.callLater(SWEEP_SECONDS, sweep)
 
-    if not gateway.store.exclusive:  # else nobody else can end a job
-        reactor.callLater(SWEEP_SECONDS, sweep)
+    reactor.callLater(SWEEP_SECONDS, sweep)
     return listen(gateway.store.db, ring)
+
+
+def _in_thread(reactor, work, then):
+    """Work in a thread of the reactor's pool; there is one at a time, as there is one gateway."""
+    reactor.callInThread(lambda: reactor.callFromThread(then, work()))

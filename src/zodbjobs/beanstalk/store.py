@@ -82,6 +82,7 @@ class Store:
         self.connection = db.open(self.manager)
         self._lane = lane_number(self.connection)
         self._block = None  # where our block of numbers starts
+        self._mark = None  # (that, its number of commits) of the last commit
         self._looks = {}  # name of a tube -> the Round of this transaction
         self._ahead = {}  # name of a tube -> what its Round has first, the last one first
         self._filed = set()  # names of tubes to which this transaction brought entries
@@ -100,15 +101,33 @@ class Store:
         self.now = clock.micros()
 
     def commit(self):
-        """Sort what came, and commit."""
+        """Sort what came, and commit; whether there was anything to write."""
         for name in list(self._filed):
             self._look(name)
         for name in list(self._looks):
             self._close_look(name)
+        writes = bool(getattr(self.manager.get(), '_resources', None))
+        if writes and not self.exclusive:
+            self._number_commit()
         self.manager.commit()
         self._commits += 1
         if self._commits % CLEAN_EVERY == 0:
             self.connection.cacheGC()
+        return writes
+
+    def _number_commit(self):
+        """Leave a mark by which `was_committed` knows this transaction."""
+        block = self._open_block()
+        block.commits += 1
+        self._mark = block.first, block.commits
+
+    def was_committed(self):
+        """Whether the last transaction, whose commit was cut off, holds after all."""
+        self.manager.abort()
+        self.manager.begin()
+        first, commits = self._mark
+        block = self.queues.numbers.blocks.get(first)
+        return block is not None and block.commits == commits
 
     def abort(self):
         self.manager.abort()
@@ -133,9 +152,8 @@ class Store:
             for queue in queues.values():
                 if queue.tube:
                     self._release_all(queue)
-        block = queues.numbers.open_block(self.exclusive or None)
+        self._block = queues.numbers.open_block(self.exclusive or None).first
         self.commit()
-        self._block = block.first
 
     def _release_all(self, queue):
         for _, token, job, _name in list(queue.leases.entries()):
@@ -212,18 +230,18 @@ class Store:
     def number(self, job):
         """The number of a job, which it is given if it has none: another door put it."""
         if job._number is None:
-            numbers = self.queues.numbers
-            block = numbers.open_block(self._block)
-            self._block = block.first
-            numbers.give(block, job)
+            self.queues.numbers.give(self._open_block(), job)
         return job._number
+
+    def _open_block(self):
+        """Our block of numbers."""
+        block = self.queues.numbers.open_block(self._block)
+        self._block = block.first
+        return block
 
     def use_number(self):
         """A put was refused that had arrived: its number is not given again."""
-        numbers = self.queues.numbers
-        block = numbers.open_block(self._block)
-        self._block = block.first
-        numbers.give(block)
+        self.queues.numbers.give(self._open_block())
 
     def sweep(self, used):
         """Forget numbers of jobs that ended elsewhere; some at a time, in turn.

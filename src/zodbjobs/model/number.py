@@ -22,6 +22,10 @@ BLOCK_SIZE = 1000
 class Block(Persistent):
     """The numbers from `first` on."""
 
+    #: Commits of the one who writes it, as far as they are counted: a mark that tells whether one
+    #: whose connection was lost was made.
+    commits = 0
+
     def __init__(self, first):
         self.first = first
         self.next = first

@@ -1,6 +1,7 @@
 """What the commands do, in virtual time and without sockets."""
 
 import pytest
+from ZEO.Exceptions import ClientDisconnected
 from ZODB.POSException import ConflictError
 
 from tests.doors.beanstalk import support
@@ -408,7 +409,7 @@ def test_a_batch_that_conflicts_is_applied_again_as_it_was(desk, talk, monkeypat
         tries.append(None)
         if len(tries) in (1, 2):
             raise ConflictError
-        commit()
+        return commit()
 
     monkeypatch.setattr(desk.store, 'commit', conflicting)
     other.send(b'reserve\r\n')
@@ -420,6 +421,41 @@ def test_a_batch_that_conflicts_is_applied_again_as_it_was(desk, talk, monkeypat
     assert other.heard() == reserved(2, b'b')
     assert other.client.waits is False
     assert talk.facts(b'stats')['cmd-put'] == '2'
+
+
+@pytest.mark.parametrize('made', [True, False], ids=['made', 'not made'])
+def test_a_commit_that_was_cut_off_counts_once(made, monkeypatch):
+    """Whether it was made is found out before it is answered, or applied again."""
+    with support.desk(exclusive=False) as desk:
+        talk, other, third = (desk.client() for _ in range(3))
+        other.send(b'reserve\r\n')
+        desk.settle()
+        commit = desk.store.manager.commit
+        cuts = iter([True])
+
+        def cut():
+            if not next(cuts, False):
+                return commit()
+            if made:
+                commit()
+            raise ClientDisconnected('a cable was pulled')
+
+        monkeypatch.setattr(desk.store.manager, 'commit', cut)
+        talk.send(b'put 0 0 9 1\r\na\r\nput 0 0 9 1\r\nb\r\n')
+        desk.reactor.advance(0)
+        assert (talk.got, other.got) == (b'', b'')
+        talk.send(b'stats-tube default\r\n')  # what comes meanwhile waits
+        third.send(b'put 0 0 9 1\r\nc\r\n')
+        desk.gateway.disconnected(third.client)
+        desk.advance(1)
+        answer = talk.heard()
+        assert answer.startswith(b'INSERTED 1\r\nINSERTED 2\r\nOK ')
+        assert other.heard() == reserved(1, b'a')
+        assert talk.facts(b'stats-tube default')['total-jobs'] == '3'
+        assert talk.facts(b'stats')['current-connections'] == '2'
+        assert other.say(b'delete 1') == DELETED
+        assert [talk.say(b'reserve')[-3:] for _ in range(2)] == [b'b\r\n', b'c\r\n']
+        assert talk.say(b'reserve-with-timeout 0') == TIMED_OUT
 
 
 def test_a_command_that_fails_harms_its_client_only(desk, talk, monkeypatch):

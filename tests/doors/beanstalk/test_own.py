@@ -55,7 +55,7 @@ def trip(desk, every):
     def tripping():
         if next(count) % every == every - 1:
             raise ConflictError
-        commit()
+        return commit()
 
     desk.store.commit = tripping
 
