@@ -5,6 +5,14 @@ commit on.  What the worker then writes, and `finish`, may be another
 transaction.  The claim's number is kept on the record of the item, which has no
 conflict resolution: a worker that lost its claim cannot commit what it finished.
 
+Why this does not rest on the claims of queues (`claim`, `lease`): there a claim is
+a commit of its own, made on a connection of its own before the worker's transaction
+begins, and a dispatcher or a consumer sorts what was put.  Here `get` joins the
+transaction of whoever calls it, so that an item can be taken and another one put
+in one commit; nobody but the callers is at work; a job feed has items with ids, notices
+and results, and no calls, statuses, retry policies or agents.  What would be shared is
+the key by which leases are listed.
+
 Runs in the caller's transaction; waiting is done by the runtime.
 """
 
@@ -19,10 +27,9 @@ from zodbjobs.facts import ClaimedItem, Finished
 from zodbjobs.interfaces import ClaimLost, FeedChanged, IJobFeed
 from zodbjobs.model.call import check_storable
 from zodbjobs.model.feed import ToldFeed, check_seconds
-from zodbjobs.model.lanes import Lanes
+from zodbjobs.model.line import Line
 from zodbjobs.model.log import Item
 from zodbjobs.model.merging import MergingTree
-from zodbjobs.model.messagequeue import first_free
 from zodbjobs.model.moments import moment
 from zodbjobs.model.reservations import reserve
 
@@ -54,19 +61,14 @@ class Work(Persistent):
 
 
 @implementer(IJobFeed)
-class JobFeed(ToldFeed):
+class JobFeed(Line, ToldFeed):
     """See IJobFeed."""
 
     kind = 'job'
 
-    #: For `put`: before all that is not.
-    HIGH = True
-
     def __init__(self, feeds, name):
         super().__init__(feeds, name)
         self.index = MergingTree()  # {id: (moment, Work)} of what is not finished
-        self.high = Lanes()  # {moment: id}
-        self.normal = Lanes()
         self.leases = MergingTree()  # {time and id: id} of claims
         self.results = MergingTree()  # {id: (moment, Work)}
         self.endings = MergingTree()  # {time and id: id} of results
@@ -75,12 +77,11 @@ class JobFeed(ToldFeed):
 
     def put(self, item, priority=None):
         jar = self._live()
-        if priority not in (None, False, True):
-            raise ValueError(f'priority is None or HIGH, not {priority!r}')
+        high = self._is_high(priority)
         check_storable(item, jar, 'the item')
         work = Work(uuid.uuid4().hex, item)
         self.index[work.id] = (moment(), work)
-        self._offer(work, bool(priority))
+        self._offer(work, high)
         self._tell('publish', Item(work.id, item))
         return work.id
 
@@ -89,7 +90,7 @@ class JobFeed(ToldFeed):
     def _offer(self, work, high=False):
         """Let it be claimed, after all that are there."""
         key = moment()
-        place, _ = (self.high if high else self.normal).add(self._p_jar, key, work.id)
+        place, _ = self._line(high).add(self._p_jar, key, work.id)
         work.state, work.where, work.expires = AVAILABLE, (high, place, key), None
         notify(FeedChanged(self, None, work.id))
 
@@ -99,7 +100,7 @@ class JobFeed(ToldFeed):
     def _take(self):
         now = clock.micros()
         self._reclaim(now)
-        id = first_free(self, (self.high, self.normal))
+        id = self._first_free()
         if id is None:
             return ()
         work = self.index[id][1]
@@ -186,7 +187,7 @@ class JobFeed(ToldFeed):
         """Take it out of the lanes or the claims."""
         if work.state == AVAILABLE:
             high, place, key = work.where
-            (self.high if high else self.normal).remove(place, key)
+            self._line(high).remove(place, key)
         elif work.state == CLAIMED:
             del self.leases[_timed(work.expires, work.id)]
 
@@ -252,19 +253,8 @@ class JobFeed(ToldFeed):
     def __contains__(self, id):
         return isinstance(id, str) and id in self.index
 
-    def __iter__(self):
-        return iter(self.get_ids())
-
     def __len__(self):
         return len(self.index)
-
-    def oids(self):
-        return super().oids() | self.high.oids() | self.normal.oids()
-
-    def deleted(self):
-        self.high.close_all()
-        self.normal.close_all()
-        return super().deleted()
 
 
 def _timed(us, id):

@@ -17,10 +17,9 @@ import itertools
 import math
 import operator
 import random
-from collections.abc import Iterable, MutableMapping
+from collections.abc import Iterable
 from zlib import crc32
 
-from BTrees.OOBTree import OOBTree
 from persistent import Persistent
 from zope.interface import implementer
 
@@ -28,6 +27,7 @@ from zodbjobs import clock
 from zodbjobs.interfaces import ILoop, ILoops
 from zodbjobs.model.census import Census
 from zodbjobs.model.intake import LANES, lane_number
+from zodbjobs.model.named import Named
 from zodbjobs.model.shard import (
     ADD,
     BUMP,
@@ -358,44 +358,11 @@ class Loop(Persistent):
 
 
 @implementer(ILoops)
-class Loops(Persistent, MutableMapping):
+class Loops(Named):
     """See ILoops."""
 
-    def __init__(self):
-        self._items = OOBTree()
-
-    def __getitem__(self, name):
-        try:
-            return self._items[name]
-        except (KeyError, TypeError):
-            raise KeyError(f'there is no loop {name!r}; there are {sorted(self._items)}') from None
-
-    def __setitem__(self, name, loop):
-        if not ILoop.providedBy(loop):
-            raise ValueError(f'only a loop can be put here, not {loop!r}')
-        if not isinstance(name, str):
-            raise TypeError(f'the name of a loop is a text, not {name!r}')
-        self._items[name] = loop
-
-    def __delitem__(self, name):
-        if name not in self._items:
-            self[name]  # says what there is
-        del self._items[name]
-
-    def __iter__(self):
-        return iter(self._items)
-
-    def __len__(self):
-        return len(self._items)
-
-    def __bool__(self):
-        return True
-
-    def keys(self):
-        return list(self._items)
-
-    def __repr__(self):
-        return f'<Loops {list(self._items)}>'
+    kind = 'loop'
+    contract = ILoop
 
 
 def _due(slip, state, min_loop_time):

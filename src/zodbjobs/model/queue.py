@@ -14,7 +14,6 @@ import heapq
 import itertools
 import random
 import uuid
-from collections.abc import MutableMapping
 
 from BTrees.LOBTree import LOBTree
 from BTrees.OOBTree import OOBTree
@@ -45,6 +44,7 @@ from zodbjobs.model.intake import DEPENDS, LANES, URGENT, Entry, Intake
 from zodbjobs.model.job import Job, as_job
 from zodbjobs.model.lease import Leases
 from zodbjobs.model.message import checked_handler
+from zodbjobs.model.named import Named
 from zodbjobs.model.notes import Notes
 from zodbjobs.model.quota import Quotas
 from zodbjobs.model.ready import (
@@ -703,8 +703,11 @@ class Queue(Persistent):
 
 
 @implementer(IQueues)
-class Queues(Persistent, MutableMapping):
+class Queues(Named):
     """See IQueues."""
+
+    kind = 'queue'
+    contract = IQueue
 
     #: The name of the deployment that may serve these queues, or None for any.
     deployment = None
@@ -716,49 +719,25 @@ class Queues(Persistent, MutableMapping):
     packed = None
 
     def __init__(self):
-        self._items = OOBTree()
+        super().__init__()
         self.identity = str(uuid.uuid4())
 
-    def __getitem__(self, name):
-        try:
-            return self._items[name]
-        except (KeyError, TypeError):
-            raise KeyError(f'there is no queue {name!r}; there are {sorted(self._items)}') from None
-
     def __setitem__(self, name, queue):
-        if not IQueue.providedBy(queue):
-            raise ValueError(f'only a queue can be put here, not {queue!r}')
-        if not isinstance(name, str):
-            raise TypeError(f'the name of a queue is a text, not {name!r}')
-        if queue.parent is not None and (queue.parent is not self or queue.name != name):
+        parent = getattr(queue, 'parent', None)
+        if parent is not None and (parent is not self or queue.name != name):
             raise ValueError(f'{queue!r} has a place already')
+        super().__setitem__(name, queue)
         queue.name, queue.parent = name, self
-        self._items[name] = queue
 
     def __delitem__(self, name):
         queue = self[name]
-        del self._items[name]
+        super().__delitem__(name)
         queue.name = queue.parent = None
-
-    def __iter__(self):
-        return iter(self._items)
-
-    def __len__(self):
-        return len(self._items)
-
-    def __bool__(self):
-        return True
-
-    def keys(self):
-        return list(self._items)
 
     def consumer(self, name, watch=('',)):
         if isinstance(watch, str):
             raise TypeError(f'watch is a sequence of names of queues: use [{watch!r}]')
         return local.make_consumer(name, [self[each] for each in dict.fromkeys(watch)])
-
-    def __repr__(self):
-        return f'<Queues {list(self._items)}>'
 
 
 def _refuse_unless_new(job):
