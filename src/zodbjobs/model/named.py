@@ -4,6 +4,7 @@ Runs in the caller's transaction.  Stored are the classes above it, and its
 attribute `_items`.
 """
 
+import typing
 from collections.abc import MutableMapping
 
 from BTrees.OOBTree import OOBTree
@@ -15,7 +16,7 @@ class Named(Persistent, MutableMapping):
 
     #: What a thing is called, and the interface that it must provide.
     kind = 'thing'
-    contract = None
+    contract: typing.Any = None
 
     def __init__(self):
         self._items = OOBTree()
