@@ -3,6 +3,7 @@
 Each answers JSON.  What they put are functions of this module.
 """
 
+import asyncio
 import datetime
 import json
 import os
@@ -74,6 +75,35 @@ def surroundings(context=None):
 
 def surroundings_after(context, result):
     return surroundings(context)
+
+
+async def surroundings_later(context, name):
+    """What steps of a coroutine find, and the steps of tasks that it makes."""
+    found = [surroundings(context)]
+    await asyncio.sleep(0.02)
+    found.append(surroundings(context))
+
+    async def part():
+        await asyncio.sleep(0.01)
+        return surroundings(getSite())
+
+    found += await asyncio.gather(part(), part())
+    return [[each['user'], each['site'], each['thread'], each['request']] for each in found]
+
+
+async def write_later(context):
+    await asyncio.sleep(0)
+    context.written = True
+
+
+async def fail_later(context):
+    await asyncio.sleep(0)
+    raise ValueError(getSecurityManager().getUser().getId())
+
+
+async def find_nothing():
+    await asyncio.sleep(0)
+    return thread_is_bare()
 
 
 def thread_is_bare():
@@ -192,6 +222,20 @@ class Probe(BrowserView):
     def doctor(self):
         queues = self.context._p_jar.root()[KEY]
         return [finding['what'] for finding in monitor.examine(queues)['findings']]
+
+    def later(self, name):
+        return self.put(surroundings_later, self.context, name)
+
+    def write_later(self):
+        return self.put(write_later, self.context)
+
+    def fail_later(self):
+        return self.put(fail_later, self.context)
+
+    def bare_later(self):
+        from zodbjobs import Job as PlainJob
+
+        return self.queue.put(PlainJob(find_nothing)).oid
 
     def fail(self):
         return self.put(fail, self.context)

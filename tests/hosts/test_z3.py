@@ -4,6 +4,8 @@ import pytest
 
 pytest.importorskip('zope.authentication')
 
+import asyncio
+
 import transaction
 import zope.component
 from persistent import Persistent
@@ -119,6 +121,20 @@ def test_it_may_be_what_functions_become_that_are_put(jobs, site):
     assert type(job) is Job
     assert jobs.run() == 0
     assert job.result[0] == ['ann']
+
+
+async def look_later():
+    await asyncio.sleep(0)
+    return principals(), getattr(getSite(), '_p_oid', None)
+
+
+def test_a_coroutine_has_them_in_each_step(jobs, site):
+    setSite(site)
+    job, other = put_as(jobs, look_later, 'ann', 'bob'), put_as(jobs, look_later, 'eve')
+    setSite(None)
+    assert jobs.run() == 0
+    assert job.result == (['ann', 'bob'], site._p_oid)
+    assert other.result == (['eve'], site._p_oid)
 
 
 def put_another():

@@ -54,6 +54,33 @@ def test_nothing_is_left_in_the_thread(zope):
         assert zope.result(zope.probe('bare')) == [None, None, None, None]
 
 
+# Coroutines -------------------------------------------------------------------------------------
+
+
+def test_each_step_of_a_coroutine_is_in_the_scene_of_its_job(zope):
+    oids = {}
+    for user in (BOB, zope.ADMIN, BOB, zope.ADMIN, None):  # their steps come in turns
+        oids[zope.probe('later', '/site1', user, name='x')] = user and user.partition(':')[0]
+    for oid, user in oids.items():
+        steps = zope.result(oid)
+        assert [each[:2] for each in steps] == 4 * [[user, '/site1']]
+        assert {each[2] for each in steps} == {'zodbjobs asyncio'}
+        assert [each[3] for each in steps] == 4 * [True]
+    assert zope.result(zope.probe('bare_later')) == [None, None, None, None]
+
+
+def test_a_coroutine_that_raises_leaves_nothing(zope):
+    told = zope.outcome(zope.probe('fail_later', '/site1', BOB))
+    assert told['result'] == ['ValueError', 'bob']
+    assert zope.result(zope.probe('bare_later')) == [None, None, None, None]
+
+
+def test_a_coroutine_does_not_write_what_nothing_would_commit(zope):
+    kind, text = zope.outcome(zope.probe('write_later', '/site1', BOB))['result']
+    assert kind == 'RuntimeError'
+    assert 'write_later' in text and 'write it in a callback' in text
+
+
 # What a job may be given ------------------------------------------------------------------------
 
 

@@ -73,6 +73,11 @@ def work():
         return 'done'
 
 
+async def work_later():
+    with trace.get_tracer('application').start_as_current_span('part of the work'):
+        return 'done'
+
+
 def raise_once():
     if local.getJob().attempts == 1:
         raise OSError('no luck')
@@ -134,3 +139,12 @@ def test_a_job_put_outside_of_spans_begins_a_trace(layer, exported):
     spans = {span.name: span for span in exported()}
     assert spans[f'job {job.call_name}'].parent is None
     assert parent_of(spans['part of the work']) == spans[f'job {job.call_name}'].context.span_id
+
+
+def test_what_a_coroutine_traces_is_below_its_job_which_goes_on_beside_it(layer, exported):
+    (job,) = put_in_request(layer, work_later)
+    layer.reactor.wait_for(job)
+    spans = {span.name: span for span in exported()}
+    called, part = spans[f'job {job.call_name}'], spans['part of the work']
+    assert parent_of(part) == called.context.span_id
+    assert parent_of(spans[f'job {job.call_name} (resumed)']) == parent_of(called)

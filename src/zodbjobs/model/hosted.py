@@ -13,11 +13,15 @@ A host has, as functions of an object of that name::
     found(value) -> value                 the argument, when it is used
     enter(job, scene) -> anything         put the scene up, in a worker's thread
     leave(entered)                        take it down; also what `enter` left half done
+    pause() -> held                       take it down for a while, between two steps of a coroutine
+    proceed(held)                         put up again what `pause` took down
     is_entered() -> bool                  whether this thread is in a scene
 
 Runs where the job does: `remember` and `stored` in the application's thread,
 the others in the worker's.  A class says by `needs` what a process must have (see `hosts`).
 """
+
+import inspect
 
 from zodbjobs.model.call import call_name, custom_repr, refuse_broken, resolved
 from zodbjobs.model.hosts import NEEDS_SITE, NEEDS_ZOPE
@@ -115,6 +119,10 @@ class HostedJob(Job):
         named = {name: found(arg) for name, arg in self.kwargs.items()}
         refuse_broken(*given, *named.values(), self._retry_policy_factory)
         return self.host.result(call(*given, *args, **{**named, **(kwargs or {})}))
+
+    def is_staged_later(self):
+        call = resolved(self._found_call(self.host.found))
+        return inspect.iscoroutinefunction(call)
 
     def setUp(self):
         return self.host.enter(self, self._scene)

@@ -191,6 +191,10 @@ class JobRecord(Persistent):
             raise BadStatusError(f'{self!r} is not stored yet: put it, then it has a key')
         return f'{self.oid:x}.{self._put or 0:x}'
 
+    def is_staged_later(self):
+        """Whether its call is a coroutine that needs a scene around each step; see `hosted`."""
+        return False
+
     def is_unfinished(self):
         """Whether the job is in a queue and has not got its result yet."""
         return self._status not in status.FINISHED and self._status != status.NEW

@@ -40,7 +40,7 @@ from zodbjobs.model import hosts, retry
 from zodbjobs.model.call import check_storable
 from zodbjobs.model.failure import Failure, is_failure
 from zodbjobs.model.job import WAITS_FOR_DEFERRED, WAITS_FOR_JOB, Job
-from zodbjobs.runtime import ride, tracing, trouble
+from zodbjobs.runtime import ride, scenes, tracing, trouble
 from zodbjobs.runtime.hook import Hook, tell_undone
 
 log = logging.getLogger('zodbjobs.events')
@@ -277,8 +277,8 @@ class Attempt:
         hook = Hook(job.hooked)
         try:
             hook.set_up()
-            with tracing.span(job):
-                value = work(job)
+            with tracing.span(job, resumed=not begin):
+                value = scenes.carried(work(job))
             self.settle(job, value)
         except _Over:
             raise
@@ -312,7 +312,7 @@ class Attempt:
 
     def call(self, job):
         """Run the job's callable: user code."""
-        return job.run(job.call_args())
+        return scenes.run(job, self.worker, self.assignment.database)
 
     def take_value(self, value, job):
         """Stand in for the call when a Deferred has fired: its value, or its error."""
@@ -706,7 +706,7 @@ class CallbackAttempt(Attempt):
         return RUN
 
     def call(self, job):
-        value = job.run(job.call_args())
+        value = scenes.carried(super().call(job))
         if self._is_later(value):
             value = self.take_value(self.worker.wait_for(value), job)
         return value

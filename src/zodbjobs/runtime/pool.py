@@ -24,6 +24,7 @@ from zodbjobs.model.failure import is_failure
 from zodbjobs.runtime import joblog
 from zodbjobs.runtime.attempt import DEFERRED, FINISHED, Attempt, Raised
 from zodbjobs.runtime.coalesce import Together
+from zodbjobs.runtime.scenes import make_task
 
 log = logging.getLogger('zodbjobs.events')
 trace = logging.getLogger('zodbjobs.trace')
@@ -415,6 +416,7 @@ class LoopThread:
         with self._guard:
             if self._loop is None:
                 self._loop = asyncio.new_event_loop()
+                self._loop.set_task_factory(make_task)
                 threading.Thread(
                     target=self._loop.run_forever, name='zodbjobs asyncio', daemon=True
                 ).start()

@@ -36,8 +36,11 @@ def carry(job):
         job._trace = found['traceparent']
 
 
-def span(job):
-    """A context manager: the work of a job, in the trace in which it was put."""
+def span(job, resumed=False):
+    """A context manager: the work of a job, in the trace in which it was put.
+
+    `resumed`: it has the value now for which it waited.
+    """
     found = job._trace or getattr(job._parent, '_trace', None)  # of a callback: that of its job
     if found is None and 'opentelemetry.trace' not in sys.modules:
         return _UNUSED
@@ -50,7 +53,7 @@ def span(job):
     parent = TraceContextTextMapPropagator().extract(carrier)
     queue = job.queue
     return trace.get_tracer(NAME).start_as_current_span(
-        f'job {job.call_name}',
+        f'job {job.call_name}' + (' (resumed)' if resumed else ''),
         context=parent,
         kind=trace.SpanKind.CONSUMER,
         attributes={

@@ -11,7 +11,11 @@ import logging
 import threading
 
 from AccessControl import getSecurityManager, users
-from AccessControl.SecurityManagement import newSecurityManager, noSecurityManager
+from AccessControl.SecurityManagement import (
+    newSecurityManager,
+    noSecurityManager,
+    setSecurityManager,
+)
 from AccessControl.unauthorized import Unauthorized
 from Acquisition import aq_acquire, aq_base, aq_inner, aq_parent
 from OFS.interfaces import IApplication
@@ -141,14 +145,29 @@ class ZopeHost:
 
     def leave(self, entered):
         request = getattr(_thread, 'request', None)
+        self._take_down()
+        if request is not None:
+            request.close()
+
+    def _take_down(self):
         _thread.app = _thread.request = None
         if queryInteraction() is not None:
             endInteraction()
         noSecurityManager()
         setSite(None)
         clearRequest()
-        if request is not None:
-            request.close()
+
+    def pause(self):
+        held = getSecurityManager(), getSite(), _thread.request, _thread.app
+        self._take_down()
+        return held
+
+    def proceed(self, held):
+        manager, site, _thread.request, _thread.app = held
+        setSecurityManager(manager)
+        setSite(site)
+        setRequest(_thread.request)
+        newInteraction()
 
     def found(self, value):
         kind = type(value)

@@ -77,6 +77,20 @@ class ParticipantsHost:
             self.leave(None)
             raise
 
+    def pause(self):
+        interaction = queryInteraction()
+        parts = () if interaction is None else interaction.participations
+        held = getSite(), [part.principal for part in parts]
+        self.leave(None)
+        return held
+
+    def proceed(self, held):
+        site, principals = held
+        _thread.entered = True
+        setSite(site)
+        if principals:
+            newInteraction(*map(Participation, principals))
+
     def leave(self, entered):
         _thread.entered = False
         if queryInteraction() is not None:
