@@ -17,7 +17,7 @@ VENV := .venv
 PY := $(VENV)/bin/python
 UV := $(VENV)/bin/uv
 PACKAGING := pyproject.toml setup.py
-EVERYTHING := test,dev,docs,postgresql,sqlite,zope,pyramid,cron,cli,metrics,otel
+EVERYTHING := test,dev,docs,postgresql,sqlite,zope,pyramid,cron,cli,tls,metrics,otel
 VERSIONS := 3.11 3.12 3.13
 # A page and a module of tests stay in one worker: what stands in a page follows from what stood before.
 PYTEST := -m pytest -n $(WORKERS) --dist loadfile

@@ -80,6 +80,7 @@ class Client:
         self.held = {}  # number -> Held
         self.waits = False  # in a reserve
         self.until = None  # microseconds until which it waits; None: for ever
+        self.patience = None  # microseconds at which its wait ends at the latest, or None
         self.puts = self.works = False  # what it has done at least once
         self.ends = False  # it will send nothing more, or is to be closed
         self.gone = False  # its connection is closed
@@ -139,6 +140,7 @@ class Gateway(Commands):
         self.draining = False
         # Of the reactor's thread alone
         self._timer = self._soon = None
+        self._timer_at = 0  # microseconds
         self._is_busy = self._again = False
         self._mail = []  # (method, arguments): what is told while a batch is under way
         # Of the thread of the batch, while there is one
@@ -152,6 +154,8 @@ class Gateway(Commands):
         self._stirred = set()  # names of tubes in which something may be ready now
         self._events = {}  # name of a tube with waiters -> when to look again, or None
         self._ends = []  # heap of (until, tie, client, number) of reservations
+        self._patience = []  # heap of (moment, tie, client): who waits until then
+        self._asking = {}  # clients that have begun to wait, or may not want to any more
         self._ties = itertools.count()
         self._solo = False
         self._shall_sweep = False
@@ -474,6 +478,8 @@ class Gateway(Commands):
             answer = self.run(client, command)
             if answer is not None:
                 client.answers.append(answer)
+        if client.waits:
+            self._asking[client] = None
         if client.gone or (client.ends and not client.commands and not client.waits):
             self._part(client)
 
@@ -523,10 +529,12 @@ class Gateway(Commands):
     def _set_timer(self):
         """Flush again when something becomes due."""
         moments = [moment for moment in self._events.values() if moment is not None]
-        for client in self._waiting():
-            if client.until is not None:
-                moments.append(client.until)
-            moments += [held.until - SOON for held in client.held.values()]
+        while self._patience:
+            moment, _, client = self._patience[0]
+            if client.waits and client.patience == moment:
+                moments.append(moment)
+                break
+            heapq.heappop(self._patience)
         while self._ends:
             until, _, client, number = self._ends[0]
             held = client.held.get(number)
@@ -534,11 +542,11 @@ class Gateway(Commands):
                 moments.append(until)
                 break
             heapq.heappop(self._ends)
-        if self._timer is not None:
-            self._timer.cancel()
-            self._timer = None
-        if moments:
-            seconds = max(0, min(moments) - clock.micros()) / clock.SECOND
+        if moments and (self._timer is None or min(moments) < self._timer_at):
+            if self._timer is not None:
+                self._timer.cancel()
+            self._timer_at = min(moments)
+            seconds = max(0, self._timer_at - clock.micros()) / clock.SECOND
             self._timer = self.call_later(seconds, self._on_timer)
 
     def _on_timer(self):
@@ -550,13 +558,17 @@ class Gateway(Commands):
 
     # waiting
 
-    def _waiting(self):
-        """Who waits, each once."""
-        return dict.fromkeys(client for waiters in self._waiters.values() for client in waiters)
-
     def _list(self, client):
+        """Note that a client waits."""
         for name in client.watch:
             self._waiters.setdefault(name, {})[client] = None
+        self._asking[client] = None
+        moments = [held.until - SOON for held in client.held.values()]
+        if client.until is not None:
+            moments.append(client.until)
+        client.patience = min(moments, default=None)
+        if moments:
+            heapq.heappush(self._patience, (client.patience, next(self._ties), client))
 
     def _unlist(self, client):
         for name in client.watch:
@@ -592,8 +604,11 @@ class Gateway(Commands):
                     self._stop_waiting(client, self._reserved(client, reservation))
                     served.append(client)
                 self._push_head(heads, name)
-        for client in self._waiting():
-            answer = self._given_up(client)
+        asking, self._asking = self._asking, {}
+        while self._patience and self._patience[0][0] <= self.store.now:
+            asking[heapq.heappop(self._patience)[-1]] = None
+        for client in asking:
+            answer = self._given_up(client) if client.waits else None
             if answer is not None:
                 self._touch(client)
                 self._stop_waiting(client, answer)

@@ -12,6 +12,7 @@ import importlib
 import importlib.metadata
 import os
 import pwd
+import resource
 import secrets
 import signal
 import socket
@@ -28,7 +29,7 @@ LOG_BYTES = 10 * 1024 * 1024
 CACHE = {'cache_size': 50_000, 'cache_size_bytes': 64 * 1024 * 1024}
 
 # Exit codes that beanstalkd has for these.
-BAD_FLAG, NO_SUCH_USER, NO_LOCK = 5, 1, 10
+BAD_FLAG, NO_SUCH_USER, NO_LOCK, NO_SOCKET = 5, 1, 10, 111
 
 
 class _Flags(argparse.ArgumentParser):
@@ -46,7 +47,7 @@ def flags():
     )
     add = parser.add_argument
     add('-b', metavar='DIR', help='keep jobs in DIR/Data.fs; without -b and --zodb, in memory')
-    add('-f', metavar='MS', type=int, help='accepted; every acknowledged command is on the disk')
+    add('-f', metavar='MS', type=int, help='accepted, and taken as 0: each commit is synced')
     add('-F', action='store_true', help='never sync the file of -b')
     add('-l', metavar='ADDR', default='127.0.0.1', help='listen there (127.0.0.1), or unix:PATH')
     add('-p', metavar='PORT', type=int, default=11300, help='listen on this port (11300)')
@@ -78,7 +79,13 @@ def main(args=None):
     if not 0 <= options.z <= 1 << 30:
         print('zodbjobs-beanstalkd: -z is at most 1073741824, taken as that', file=sys.stderr)
         options.z = 1 << 30
-    listening = None if options.endpoint else open_socket(options.l, options.p)
+    try:
+        listening = None if options.endpoint else open_socket(options.l, options.p)
+    except OSError as error:
+        place = options.l if options.l.startswith('unix:') else f'{options.l}, port {options.p}'
+        print(f'zodbjobs-beanstalkd: cannot listen on {place}: {error}', file=sys.stderr)
+        return NO_SOCKET
+    allow_files()
     if options.u:
         become(options.u)
     return serve(options, listening)
@@ -128,11 +135,18 @@ def become(user):
     os.setuid(found.pw_uid)
 
 
+def allow_files():
+    """Have as many files, and so connections, as the system lets this process have."""
+    _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
+    with contextlib.suppress(ValueError, OSError):
+        resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
+
+
 def serve(options, listening):
     """Open the database and serve until a signal says to stop; returns the exit code."""
     import logging
 
-    from twisted.internet import endpoints, reactor
+    from twisted.internet import reactor
 
     from zodbjobs.beanstalk.gateway import Gateway
     from zodbjobs.beanstalk.own import OwnStore
@@ -157,18 +171,40 @@ def serve(options, listening):
     gateway = Gateway(store, options.z, info)
     listener = attach(gateway, reactor)
     signal.signal(signal.SIGUSR1, lambda *_: gateway.drain())
+    failures = []
     if options.endpoint:
-        endpoints.serverFromString(reactor, options.endpoint).listen(Factory(gateway))
+        listen_at(options.endpoint, Factory(gateway), reactor, failures)
     else:
         listening.setblocking(False)
         reactor.adoptStreamPort(listening.fileno(), listening.family, Factory(gateway))
     if not options.zodb:  # a database of others is packed by others
         Packing(db, file_of(options), options.s, reactor).start()
-    reactor.run()
+    if not failures:
+        reactor.run()
     listener.close()
     store.close()
     db.close()
-    return 0
+    return NO_SOCKET if failures else 0
+
+
+def listen_at(text, factory, reactor, failures):
+    """Listen at a Twisted endpoint, now or soon; what hinders is said, and noted in `failures`."""
+    from twisted.internet import endpoints
+
+    def fail(error):
+        failures.append(error)
+        print(f'zodbjobs-beanstalkd: --endpoint {text}: {error}', file=sys.stderr)
+        if text.startswith('ssl:') and isinstance(error, ImportError | AttributeError):
+            print("TLS needs two more packages: pip install 'zodbjobs[tls]'", file=sys.stderr)
+        if reactor.running:
+            reactor.stop()
+
+    try:
+        listening = endpoints.serverFromString(reactor, text).listen(factory)
+    except Exception as error:  # noqa: BLE001 - whatever the endpoint's plugin raises
+        fail(error)
+    else:
+        listening.addErrback(lambda failure: fail(failure.value))
 
 
 def file_of(options):

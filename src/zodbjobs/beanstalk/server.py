@@ -44,7 +44,7 @@ class Connection(protocol.Protocol):
                 setting(True)
         is_plain = isinstance(self.transport, abstract.FileDescriptor)  # nothing is encrypted
         self._at_once = is_plain and not getattr(self.transport, 'TLS', False)
-        self.client = Client(self._send, self.transport.loseConnection)
+        self.client = Client(self._send, self._close)
         self.transport.registerProducer(self, True)
         self.gateway.connected(self.client)
 
@@ -73,6 +73,11 @@ class Connection(protocol.Protocol):
             self._is_full = False
             if not self.client.stalled:
                 self.transport.resumeProducing()
+
+    def _close(self):
+        # TLS does not end as long as somebody might have more to say.
+        self.transport.unregisterProducer()
+        self.transport.loseConnection()
 
     def readConnectionLost(self):
         """The client sends no more, and may still read."""

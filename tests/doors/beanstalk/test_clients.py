@@ -1,6 +1,7 @@
 """Clients of others, as their users use them, against our server."""
 
 import os
+import resource
 import signal
 import socket
 import subprocess
@@ -232,11 +233,101 @@ def test_hostile_clients_harm_nobody(served, green):
     for _ in range(20):
         green.delete(green.reserve_job(green.put('y')))
     assert took(start) < 10
-    with open(f'/proc/{served.process.pid}/status', encoding='ascii') as status:
-        (kilobytes,) = (int(row.split()[1]) for row in status if row.startswith('VmRSS'))
-    assert kilobytes < 300_000
+    assert resident_kilobytes(served) < 300_000
     for each in (endless, deaf, *silent):
         each.close()
+
+
+def resident_kilobytes(server):
+    with open(f'/proc/{server.process.pid}/status', encoding='ascii') as status:
+        (kilobytes,) = (int(row.split()[1]) for row in status if row.startswith('VmRSS'))
+    return kilobytes
+
+
+@pytest.fixture
+def many_files():
+    """This process may have thousands of connections, too."""
+    limits = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if limits[1] < 2 * CROWD:
+        pytest.skip('this process may not have so many connections')
+    resource.setrlimit(resource.RLIMIT_NOFILE, (limits[1], limits[1]))
+    yield
+    resource.setrlimit(resource.RLIMIT_NOFILE, limits)
+
+
+#: Clients that are connected and wait.
+CROWD = 3000
+
+
+def test_thousands_wait_and_cost_the_others_little(many_files):
+    with Server() as server:
+        before = resident_kilobytes(server)
+        address = ('127.0.0.1', server.port)
+        crowd = [socket.create_connection(address, 30) for _ in range(CROWD)]
+        for number, each in enumerate(crowd):
+            each.sendall(b'watch crowd\r\nignore default\r\nreserve-with-timeout 600\r\n')
+            if number % 500 == 499:  # what is not accepted yet would be refused at some point
+                assert each.recv(100).startswith(b'WATCHING 2')
+        with greenstalk.Client(address, use='crowd') as client:
+            while client.stats_tube('crowd')['current-waiting'] < CROWD:
+                pass
+            start = time.monotonic()
+            for _ in range(50):
+                client.use('other')
+                client.delete(client.put('mine'))
+                client.use('crowd')
+                client.put('for the one that waits longest')
+            assert took(start) < 10
+            for each in crowd[:50]:
+                answer = b''
+                while not answer.endswith(b'longest\r\n'):
+                    answer += each.recv(1000)
+            for each in crowd[::2]:  # half of them hang up
+                each.close()
+            while client.stats()['current-connections'] > CROWD // 2 + 1:
+                pass
+            assert client.stats_tube('crowd')['current-jobs-ready'] == 0
+            assert client.stats_tube('crowd')['current-jobs-reserved'] == 50
+        assert resident_kilobytes(server) - before < 20 * CROWD
+        for each in crowd:
+            each.close()
+
+
+def test_half_open_sockets(served, tube):
+    """One that says no more may still read; one that vanished without a word loses its jobs."""
+    address = ('127.0.0.1', served.port)
+    name = tube.encode()
+    half, vanished = (socket.create_connection(address, 30) for _ in range(2))
+    put = b'use %s\r\nput 0 0 60 1\r\nx\r\n' % name
+    half.sendall(put + b'watch %s\r\nreserve-with-timeout 60\r\nreserve\r\n' % name)
+    half.shutdown(socket.SHUT_WR)
+    answer = b''
+    while data := half.recv(1000):
+        answer += data
+    assert answer.endswith(b'x\r\nTIMED_OUT\r\n')  # and then the server has closed it
+    with greenstalk.Client(address, use=tube, watch=tube) as client:
+        vanished.sendall(b'watch %s\r\nreserve\r\n' % name)
+        answer = b''
+        while not answer.endswith(b'x\r\n'):
+            answer += vanished.recv(100)
+        with pytest.raises(greenstalk.TimedOutError):
+            client.reserve(timeout=0)
+        vanished.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, b'\1\0\0\0\0\0\0\0')
+        vanished.close()  # a reset, as of a process that was killed with data unread
+        assert client.reserve(timeout=10).body == 'x'
+
+
+def test_an_endless_line_is_not_kept(served):
+    with socket.create_connection(('127.0.0.1', served.port), 30) as endless:
+        before = resident_kilobytes(served)
+        for _ in range(300):
+            endless.sendall(b'x' * 100_000)
+        endless.sendall(b'\r\nlist-tube-used\r\n')
+        answer = b''
+        while answer.count(b'\r\n') < 2:
+            answer += endless.recv(1000)
+        assert answer == b'BAD_FORMAT\r\nUSING default\r\n'
+        assert resident_kilobytes(served) - before < 20_000
 
 
 def test_many_clients_at_once(served, tube):
