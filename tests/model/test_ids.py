@@ -1,10 +1,13 @@
 """The index of ids: only equal ids collide, and what has finished is free."""
 
+import itertools
+
 import pytest
 from ZODB.POSException import ConflictError
 
 from tests.model.support import work
-from zodbjobs import Job
+from zodbjobs import Failure, Job
+from zodbjobs.interfaces import DuplicateJobError
 from zodbjobs.model.ids import SLOTS, UniqueIds
 
 
@@ -26,6 +29,55 @@ def test_what_ended_is_forgotten(side, queue):
     side.claim()
     side.run(job)
     assert not any(len(slot) for slot in queue.ids.slots)
+
+
+def failed(side, id):
+    """(a job of that id that has just failed, its Report)."""
+    job = side.queue.put(work, id=id)
+    side.commit()
+    (assignment,) = side.claim()
+    report = side.work(assignment, Failure(ValueError()))
+    side.commit()
+    return job, report
+
+
+@pytest.mark.parametrize('times', [1, 2])
+def test_one_that_runs_again_before_its_end_was_heard_of_keeps_its_id(side, queue, times):
+    job, report = failed(side, 'one')
+    for _ in range(times):
+        job.retry()
+        side.retire(report)
+        with pytest.raises(DuplicateJobError):
+            queue.put(work, id='one')
+        (assignment,) = side.claim()
+        report = side.work(assignment, Failure(ValueError()))
+    side.retire(report)
+    assert not any(len(slot) for slot in queue.ids.slots)
+
+
+@pytest.mark.parametrize('first', ['the retry', 'the report'])
+@pytest.mark.parametrize('times', [1, 2])
+def test_its_id_is_kept_also_when_both_overlap(house, side, first, times):
+    slot = side.queue.ids._slot
+    (next_door,) = itertools.islice(
+        (id for id in map(str, range(999)) if slot(id) is slot('one')), 1
+    )
+    side.queue.put(work, delay=10, id=next_door)  # what is left alone merges
+    job, report = failed(side, 'one')
+    if times == 2:  # and is in the index from the time when it was to run again
+        job.retry()
+        (assignment,) = side.claim()
+        report = side.work(assignment, Failure(ValueError()))
+        side.commit()
+    other = house.side()
+    other.begin()
+    side.begin()
+    side.retire(report)
+    other.twin(job).retry()
+    order = (other, side) if first == 'the retry' else (side, other)
+    order[0].commit()
+    with pytest.raises(ConflictError):
+        order[1].commit()
 
 
 def test_only_the_owner_is_forgotten():

@@ -687,3 +687,57 @@ def test_one_that_was_told_of_and_then_found_withdrawn_is_counted_out_once(side,
     )
     assert list(side.agent.history) == [job]
     assert (list(queue), len(queue), queue.ready.dropped()) == ([waits], 1, 0)
+
+
+@pytest.mark.parametrize('where', ['in a lane', 'in a tree', 'listed'])
+@pytest.mark.parametrize('way', ['claim', 'filter', 'stop'])
+def test_an_end_that_nobody_has_listed_is_not_counted_out(house, side, queue, where, way):
+    """What waits for a worker with its result is not counted; so neither when it counts no more."""
+    job, _ = queue.put(work), queue.put(work, delay=HOUR)
+    side.commit()
+    side.file_all()
+    job.cancel()
+    side.agent.filter = bool if way == 'filter' else None
+    side.commit()
+    reports = []
+    if where == 'in a tree':
+        sort_all(side)
+    elif where == 'listed':
+        reports = [attempt.Report(each, attempt.STALE) for each in side.claim()]
+        side.commit()
+    there = house.side()
+    there.begin()
+    there.twin(job).retry()
+    there.commit()
+    side.begin()
+    for _ in range(3):
+        if way == 'stop':
+            side.record.deactivate()
+            side.record.activate()
+        else:
+            side.retire(*reports)
+        reports = [
+            side.work(each) if job._token == each.token else attempt.Report(each, attempt.STALE)
+            for each in side.claim(3)
+        ]
+    side.retire(*reports)
+    assert (job.outcome, len(list(queue)), len(queue)) == ('success', 1, 1)
+    assert (queue.ready.waiting(), queue.ready.dropped()) == (1, 0)
+
+
+def test_one_that_has_returned_a_job_waits_for_it_also_when_it_runs_again(side, queue):
+    inner, outer = queue.put(work), queue.put(work)
+    side.commit()
+    first, second = side.claim(2)
+    side.commit()
+    outer.begun(clock.micros(), side.agent._p_oid)
+    outer.waits_for_job(inner)
+    side.retire(attempt.Report(second, attempt.WAITING))
+    side.commit()
+    report = side.work(first, Failure(ValueError()))
+    inner.retry()
+    side.retire(report)
+    assert (outer.status, outer.outcome) == (status.ACTIVE, None)
+    side.claim()
+    side.run(inner, 5)
+    assert (outer.status, outer.result) == (status.COMPLETED, 5)

@@ -14,6 +14,7 @@ from zodbjobs import status
 from zodbjobs.interfaces import IAgent
 from zodbjobs.model.history import History
 from zodbjobs.model.intake import entries_of, new_bucket, size_of
+from zodbjobs.model.ready import is_counted
 
 
 def _checked_size(size):
@@ -132,12 +133,16 @@ class Agent(Persistent):
     def claimed(self, oid, token, job, ahead, now):
         """The job was taken for this agent at `now` (microseconds).
 
-        True if that takes the place of a filing of the job that counts no more.
+        True if that takes the place of a filing of the job that counts no more,
+        and did.
         """
         former = self.running.get(oid)
-        replaced = () if former is None else (former[0], *former[FACTS:])
+        replaces = former is not None and is_counted(former[0])
+        replaced = () if former is None else former[FACTS:]
+        if replaces:
+            replaced = (former[0], *replaced)
         self.running[oid] = (token, job, ahead, now, *replaced)
-        return former is not None
+        return replaces
 
     def has_replaced(self, oid, token):
         """Whether the claim that it lists of a job took the place of that of the filing `token`."""

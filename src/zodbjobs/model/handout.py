@@ -212,7 +212,7 @@ class Round:
         if isinstance(place, int):  # in a lane there is none
             self.ready.take(group, place)
             self._count(group, -1)
-            self.ready.dropped.change(-1)
+            self.ready.forget_stale(token)
             self.touched = True
 
     def _is_hindered(self, agent, token, job):

@@ -10,6 +10,7 @@ import zlib
 
 from BTrees.OOBTree import OOBTree
 from persistent import Persistent
+from ZODB.broken import Broken
 
 SLOTS = 64
 
@@ -18,6 +19,7 @@ class UniqueIds(Persistent):
     """{id: job} in `SLOTS` trees.  This record itself is written once."""
 
     def __init__(self):
+        # {id: job, or (job, its token when it was to run again)}
         self.slots = tuple(OOBTree() for _ in range(SLOTS))
 
     def _slot(self, id):
@@ -25,14 +27,36 @@ class UniqueIds(Persistent):
 
     def get(self, id):
         """The unfinished job that has this id, or None."""
-        job = self._slot(id).get(id)
+        job = _job(self._slot(id).get(id))
         return job if job is not None and job.id == id and job.is_unfinished() else None
 
     def add(self, id, job):
         self._slot(id)[id] = job
 
+    def add_again(self, id, job):
+        """The job had finished, and is to run once more.
+
+        That its end is heard of late may be under way, and must conflict: so what
+        is stored is not what was there.
+        """
+        self._slot(id)[id] = (job, job._token)
+
     def discard(self, id, job):
         """Forget the id if it is (still) this job's."""
         slot = self._slot(id)
-        if slot.get(id) is job:
+        if _job(slot.get(id)) is job:
             del slot[id]
+
+    def ended(self, id, job):
+        """Forget the id of a job that has finished; not if it runs again since."""
+        if not isinstance(self._slot(id).get(id), tuple) or not _runs(job):
+            self.discard(id, job)
+
+
+def _job(entry):
+    """The job of what a slot has: a job, or (job, its token when it was to run again)."""
+    return entry[0] if isinstance(entry, tuple) else entry
+
+
+def _runs(job):
+    return not isinstance(job, Broken) and job.is_unfinished()

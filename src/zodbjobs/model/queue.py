@@ -53,6 +53,7 @@ from zodbjobs.model.ready import (
     TIE_BITS,
     TIE_MASK,
     Ready,
+    next_token,
     order_key,
 )
 from zodbjobs.model.registry import Dispatchers
@@ -271,9 +272,8 @@ class Queue(Persistent):
 
     def name_again(self, job):
         """A finished job that has an id is to run again."""
-        other = self._resolve_conflict(job._id, 'raise')
-        if other is None:
-            self.ids.add(job._id, job)
+        self._resolve_conflict(job._id, 'raise')
+        self.ids.add_again(job._id, job)
 
     def _resolve_conflict(self, id, on_conflict):
         """The job to keep instead, or None if the way is free."""
@@ -325,7 +325,8 @@ class Queue(Persistent):
 
     def _leave(self, job, us, due, group, deadline=0):
         us = order_key(us) >> TIE_BITS
-        token = job._token + 1  # an older entry must never look like this one
+        # An older entry must never look like this one.
+        token = next_token(job._token, urgent=group[0] == URGENT)
         if job._token >> TIE_BITS != us:
             token = us << TIE_BITS | token & TIE_MASK
         job._token = token
@@ -639,10 +640,12 @@ class Queue(Persistent):
         self.watched[job.oid] = (*known, *(outer for outer in outers if outer not in known))
 
     def _tell_outers(self, oid):
-        """The job of that oid has finished or was taken out: those end that have returned it."""
-        outers = self.watched.pop(oid, ())
-        if outers:
-            for ended in self._p_jar.get(p64(oid)).tell(outers):
+        """The job of that oid has finished or was taken out: those end that have returned it.
+
+        Unless it runs again already: then they wait on.
+        """
+        if oid in self.watched and self._stands(oid) in (status.NEW, status.COMPLETED):
+            for ended in self._p_jar.get(p64(oid)).tell(self.watched.pop(oid)):
                 announce(JobCompleted(ended))
 
     def wake_orphans(self):

@@ -49,6 +49,20 @@ SHARD_RUN = 256
 SHARD = 4
 
 
+def next_token(token, urgent):
+    """The number of a job's next filing after `token`, before its time is put in.
+
+    That of an urgent one is even, so that the number alone tells them apart: an
+    urgent filing is not among those that are counted, current or stale.
+    """
+    return (token | 1) + 1 if urgent else (token + 1) | 1
+
+
+def is_counted(token):
+    """Whether a filing counted as a waiting one."""
+    return bool(token & 1)
+
+
 def shard_of(group):
     """The number of the shard that a group in the trees is."""
     return group[SHARD] if len(group) > SHARD else 0
@@ -226,6 +240,11 @@ class Ready(Persistent):
     def take(self, group, slot):
         """Remove one due job."""
         self.groups.take(group, slot)
+
+    def forget_stale(self, token):
+        """The filing `token`, which was withdrawn, is neither sorted nor listed any more."""
+        if is_counted(token):
+            self.dropped.change(-1)
 
     def withdraw(self, group, due, token):
         """Take the entry of a waiting job off, wherever it is sorted; False if it is not here.

@@ -256,7 +256,7 @@ def hand_back(agent, interrupted=False, begun=()):
             continue
         if job._token != token:
             if not interrupted:  # after a crash it is not known why; see Queue.settle_count
-                queue.ready.dropped.change(-1)
+                queue.ready.forget_stale(token)
             continue
         if job._status in status.FINISHED:
             if job._status == status.CALLBACKS and (interrupted or oid in begun):

@@ -28,6 +28,7 @@ from zodbjobs.model.ready import (
     QUOTAS,
     TIE_BITS,
     Sorted,
+    next_token,
     order_key,
 )
 
@@ -115,7 +116,7 @@ class Tube:
         job._status = status.PENDING
         job._hold_reason = None
         job._due = job._put if due is None else due
-        job._token += 1  # as every filing has a number of its own
+        job._token = next_token(job._token, urgent=False)
         self._file(job, due is not None)
 
     def _file(self, job, later):

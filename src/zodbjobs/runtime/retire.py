@@ -108,11 +108,11 @@ class Retirement:
         elif report.kind == attempt.WAITING:
             agent.waiting[oid] = job
         elif report.kind in (attempt.STALE, attempt.REASSIGNED):  # its filing was withdrawn
-            self.queue.ready.dropped.change(-1)
+            self.queue.ready.forget_stale(assignment.token)
         elif report.kind == attempt.RETURNED and isinstance(job, Broken):
             self.queue.keep(agent, assignment.token, job, self.now, failed=True, ttl=None)
         elif report.kind == attempt.RETURNED and job._token != assignment.token:
-            self.queue.ready.dropped.change(-1)
+            self.queue.ready.forget_stale(assignment.token)
         elif report.kind in _GIVEN_BACK and job._token == assignment.token:
             self._give_back(agent, oid, job, report.kind)
         return True
@@ -120,7 +120,7 @@ class Retirement:
     def _settle(self, agent, oid, job, report):
         """Write the outcome that its worker left to us."""
         if not ride.settle(job, report.assignment.token, agent._p_oid, report.outcome):
-            self.queue.ready.dropped.change(-1)  # its filing was withdrawn
+            self.queue.ready.forget_stale(report.assignment.token)  # its filing was withdrawn
             return
         self.released |= self.queue.is_awaited(oid)
         self.queue.conclude(agent, job)
@@ -140,7 +140,7 @@ class Retirement:
 
     def _let_go(self, oid, job, job_id):
         if job_id is not None:
-            self.queue.ids.discard(job_id, job)
+            self.queue.ids.ended(job_id, job)
         if self.queue.is_awaited(oid):
             self.queue.release(oid)
             self.released = True
