@@ -4,6 +4,7 @@ The public names are here.  Each is imported when it is asked for, so the
 command line answers at once, and no name imports a Twisted reactor.
 """
 
+import functools
 import importlib
 import typing
 
@@ -98,23 +99,29 @@ def __dir__():
     return sorted(__all__)
 
 
+@functools.cache
+def _runtime(name):
+    """A module of the runtime, imported when it is first needed."""
+    return importlib.import_module(f'{__name__}.runtime.{name}')
+
+
 def _ring(event):
     """Wake dispatchers at the commit of a process that puts, whatever else it imports."""
     if getattr(event, 'rings', False):
-        importlib.import_module('zodbjobs.runtime.wakeup').job_added(event)
+        _runtime('wakeup').job_added(event)
 
 
 def _deliver(event):
     """Let the runtime do what feeds ask of it: wait, and call handlers."""
     if getattr(event, 'delivery', False):
-        importlib.import_module('zodbjobs.runtime.delivery').attend(event)
+        _runtime('delivery').attend(event)
 
 
 _subscribers += [_ring, _deliver]
 
 
 def _make_consumer(name, queues):
-    return importlib.import_module('zodbjobs.runtime.consumer').Consumer(name, queues)
+    return _runtime('consumer').Consumer(name, queues)
 
 
 local.make_consumer = _make_consumer

@@ -14,6 +14,8 @@ from zodbjobs.model.intake import (
     LARGE_CHUNK_ENTRIES,
     LINGER_SECONDS,
     SENTINEL,
+    SPARE_CHUNKS,
+    chunk_room,
     entries_of,
     lane_number,
     new_bucket,
@@ -140,10 +142,27 @@ def test_a_full_chunk_is_followed_by_a_new_one(side, queue, one_lane):
 
 def test_where_there_are_many_chunks_new_ones_are_larger(side, queue, one_lane, monkeypatch):
     """Else a large backlog would make each put write a large directory."""
-    monkeypatch.setattr('zodbjobs.model.intake.MANY_CHUNKS', 3)
-    put(side, 3 * CHUNK_ENTRIES + LARGE_CHUNK_ENTRIES + 1)
-    sizes = [size_of(chunk) for chunk in chunks_of(queue).values()]
-    assert sizes == [CHUNK_ENTRIES, CHUNK_ENTRIES, LARGE_CHUNK_ENTRIES, CHUNK_ENTRIES + 1]
+    monkeypatch.setattr('zodbjobs.model.intake.SPARE_CHUNKS', 1000)
+    put(side, 200)
+    sizes = [size_of(chunk) for chunk in chunks_of(queue).values()][:-1]
+    assert sizes == sorted(sizes)
+    assert (sizes[0], sizes[-1]) == (CHUNK_ENTRIES, chunk_room(len(sizes)))
+    assert sizes[-1] > CHUNK_ENTRIES
+
+
+def test_a_chunk_has_a_bound():
+    """It takes time to merge a large one."""
+    assert chunk_room(0) == chunk_room(8) == CHUNK_ENTRIES
+    assert chunk_room(10**6) == LARGE_CHUNK_ENTRIES
+
+
+def test_a_long_lane_is_left_for_a_shorter_one(side, queue, one_lane):
+    """One producer alone would else fill one lane, and write it anew with each chunk."""
+    jobs = put(side, 400)
+    lengths = [size_of(lane) for lane in queue.intake.lanes]
+    assert max(lengths) - min(lengths) <= SPARE_CHUNKS + 1
+    assert len(queue) == 400
+    assert list(queue) == jobs
 
 
 def test_only_wishes_are_stored_with_an_entry(side, queue, one_lane):
@@ -235,12 +254,10 @@ def test_a_chunk_that_was_closed_conflicts_and_loses_nothing(sides, turned):
 
 
 def test_the_count_of_very_many_chunks_is_extrapolated(side, queue, one_lane, monkeypatch):
-    put(side, 5 * CHUNK_ENTRIES)
-    assert len(queue) == 5 * CHUNK_ENTRIES
-    monkeypatch.setattr('zodbjobs.model.intake.COUNTED_CHUNKS', 4)  # the fourth lane is ours
-    put(side, 5 * CHUNK_ENTRIES)
-    lanes = LANES - 1
-    assert len(queue) == CHUNK_ENTRIES * (lanes + 10) // 4
+    put(side, 500)
+    assert len(queue) == 500
+    monkeypatch.setattr('zodbjobs.model.intake.COUNTED_CHUNKS', 30)
+    assert len(queue) == pytest.approx(500, rel=0.15)
 
 
 def test_an_entry_is_found_in_any_chunk(side, queue, one_lane):

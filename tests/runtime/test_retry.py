@@ -184,6 +184,7 @@ class TestDefault:
     def test_a_lost_connection_is_waited_out(self, layer, call):
         """For ever: after 5, 10, 15 ... 60, 60 seconds, without a thread."""
         job = put(layer, call, Lost('gone'), 14)
+        layer.reactor.settle()
         layer.reactor.time_flies(4)
         assert len(said) == 1 and job.status == status.PENDING
         assert layer.dispatcher._flight == {}

@@ -14,7 +14,7 @@ from zodbjobs import status
 from zodbjobs.interfaces import IAgent
 from zodbjobs.model.history import History
 from zodbjobs.model.intake import entries_of, new_bucket, size_of
-from zodbjobs.model.ready import is_counted
+from zodbjobs.model.ready import TIE_BITS, is_counted
 
 
 def _checked_size(size):
@@ -51,7 +51,7 @@ LONGEST_COALESCE_SECONDS = 1
 
 
 #: Behind so many facts of an entry of `running` are the tokens of the claims that it replaced.
-FACTS = 4
+FACTS = 3
 
 
 @implementer(IAgent)
@@ -73,7 +73,7 @@ class Agent(Persistent):
         self.size = size
         self.channels = channels
         self.coalesce = coalesce
-        # {oid: (token, job, ahead, claimed microseconds, *tokens of claims that it took over)}
+        # {oid: (token, job, when it was claimed, *tokens of claims that it took over)}; see `_packed`
         self.running = new_bucket()
         self.waiting = new_bucket()  # {oid: job}: they returned a job and wait for it
         self.history = History()
@@ -141,7 +141,7 @@ class Agent(Persistent):
         replaced = () if former is None else former[FACTS:]
         if replaces:
             replaced = (former[0], *replaced)
-        self.running[oid] = (token, job, ahead, now, *replaced)
+        self.running[oid] = (token, job, _packed(token, ahead, now), *replaced)
         return replaces
 
     def has_replaced(self, oid, token):
@@ -152,16 +152,19 @@ class Agent(Persistent):
     def holds(self, oid, token):
         """None, or (whether it was claimed ahead,) for a job that it runs under `token`."""
         entry = self.running.get(oid)
-        return (entry[2],) if entry is not None and entry[0] == token else None
+        return (bool(entry[2] & 1),) if entry is not None and entry[0] == token else None
 
     def claimed_at(self, job):
         """Microseconds when it claimed a job that it still lists, or None."""
         entry = self.running.get(job.oid)
-        return entry[3] if entry is not None and entry[0] == job._token else None
+        return _claimed(entry) if entry is not None and entry[0] == job._token else None
 
     def entries(self):
         """[(oid, token, job, ahead, claimed)] of what it runs, the longest held first."""
-        found = [(oid, *entry[:FACTS]) for oid, entry in entries_of(self.running)]
+        found = [
+            (oid, *entry[:2], bool(entry[2] & 1), _claimed(entry))
+            for oid, entry in entries_of(self.running)
+        ]
         return sorted(found, key=lambda entry: entry[4])
 
     def held_count(self):
@@ -223,6 +226,16 @@ class Agent(Persistent):
 
     def __repr__(self):
         return f'<Agent {self.name!r} size {self._size}>'
+
+
+def _packed(token, ahead, now):
+    """When it was claimed, and whether ahead, in one small number: how long it had waited."""
+    return now - (token >> TIE_BITS) << 1 | ahead
+
+
+def _claimed(entry):
+    """Microseconds when it was claimed, of a stored entry."""
+    return (entry[2] >> 1) + (entry[0] >> TIE_BITS)
 
 
 def _check_function(what, function):

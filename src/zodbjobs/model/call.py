@@ -11,7 +11,6 @@ is refused there, in words that help, and not by a commit that fails.
 
 import copyreg
 import functools
-import importlib
 import io
 import sys
 import types
@@ -115,8 +114,8 @@ def resolved(stored):
 def _found(text):
     module_name, _, name = text.partition(':')
     try:
-        # Not from sys.modules: another thread may still be importing it
-        found = importlib.import_module(module_name)
+        __import__(module_name)  # it waits for another thread that is still importing it
+        found = sys.modules[module_name]
         for part in name.split('.'):
             found = getattr(found, part)
     except ImportError as error:

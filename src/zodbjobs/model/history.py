@@ -12,6 +12,7 @@ from BTrees.Length import Length
 from persistent import Persistent
 
 from zodbjobs import clock
+from zodbjobs.model.journal import Journal
 from zodbjobs.model.ready import TIE_BITS, Sorted, order_key
 
 DAY_SECONDS = 86_400
@@ -31,13 +32,6 @@ LOOK_LIMIT = 100
 SWEEP_LIMIT = 5000
 
 
-class Finished(Sorted):
-    """Finished jobs in order: it grows at its end, and each claim rewrites the last leaf."""
-
-    max_leaf_size = 12
-    max_internal_size = 24
-
-
 class History(Persistent):
     """Lists of finished jobs by the time at which they may be forgotten.
 
@@ -49,11 +43,11 @@ class History(Persistent):
     keep_count = KEEP_COUNT
 
     def __init__(self):
-        self.done = Finished()  # {finished << 6: (token, job)}
-        self.failed = Finished()
-        self.kept = Finished()  # {finished << 6: (token, job, failed)}; they have a result_ttl
+        self.done = Journal()  # {finished << 6: (token, job)}
+        self.failed = Journal()
+        self.kept = Sorted()  # {finished << 6: (token, job, failed)}; they have a result_ttl
+        self.kept_count = Length()
         self.expiring = Sorted()  # {forget << 6: key in kept}
-        self.counts = {'done': Length(), 'failed': Length(), 'kept': Length()}
 
     def add(self, token, job, now, failed, ttl=None):
         """List `job`, finished under `token` at `now` (microseconds); `ttl` is in microseconds.
@@ -62,64 +56,72 @@ class History(Persistent):
         """
         if ttl is not None and ttl <= 0:
             return False
-        kind = 'kept' if ttl is not None else 'failed' if failed else 'done'
-        entry = (token, job) if ttl is None else (token, job, failed)
-        key = getattr(self, kind).add(order_key(now), entry)
-        self.counts[kind].change(1)
-        if ttl is not None:
+        if ttl is None:
+            journal = self.failed if failed else self.done
+            journal.append(order_key(now), token, job)
+        else:
+            key = self.kept.add(order_key(now), (token, job, failed))
+            self.kept_count.change(1)
             self.expiring.add(order_key(now + ttl), key)
         return True
+
+    def counts(self):
+        """{kind: how many are listed}, without loading them; kinds: done, failed, kept."""
+        return {'done': len(self.done), 'failed': len(self.failed), 'kept': self.kept_count()}
 
     def sweep(self, now, limit=SWEEP_LIMIT):
         """Forget what has been kept long enough at `now`, or is too much; returns the jobs."""
         gone = []
-        for kind, until in self._ends(now):
-            tree, count = getattr(self, kind), self.counts[kind]
-            size = count()
-            while tree and len(gone) < limit:
-                if size <= self.keep_count and tree.minKey() > until:
+        for journal, until in self._ends(now):
+            too_many = len(journal) - self.keep_count
+            while journal and len(gone) < limit:
+                if too_many <= 0 and journal.first_key() > until:
                     break
-                gone.append(tree.pop(tree.minKey())[1])
-                size -= 1
-            if size != count():
-                count.set(size)
+                gone.append(journal.pop_first()[1])
+                too_many -= 1
+        too_many = self.kept_count() - self.keep_count
+        while self.kept and too_many > 0 and len(gone) < limit:
+            gone.append(self._drop_kept(self.kept.minKey())[1])
+            too_many -= 1
         while self.expiring and len(gone) < limit and self.expiring.minKey() <= order_key(now):
-            entry = self.kept.pop(self.expiring.pop(self.expiring.minKey()), None)
-            if entry is not None:
-                gone.append(entry[1])
-                self.counts['kept'].change(-1)
+            key = self.expiring.pop(self.expiring.minKey())
+            if key in self.kept:
+                gone.append(self._drop_kept(key)[1])
         return gone
+
+    def _drop_kept(self, key):
+        self.kept_count.change(-1)
+        return self.kept.pop(key)
 
     def outdated(self, now, limit=SWEEP_LIMIT):
         """How many `sweep` would forget at `now`; `limit` of each kind are counted at most."""
         found = 0
-        for kind, until in self._ends(now):
-            tree = getattr(self, kind)
-            old = sum(1 for _ in itertools.islice(tree.keys(max=until), limit))
-            found += max(old, min(limit, self.counts[kind]() - self.keep_count))
+        for journal, until in self._ends(now):
+            old = itertools.takewhile(until.__ge__, journal)
+            too_many = min(limit, len(journal) - self.keep_count)
+            found += max(sum(1 for _ in itertools.islice(old, limit)), too_many)
+        found += max(0, min(limit, self.kept_count() - self.keep_count))
         return found + sum(
             1 for _ in itertools.islice(self.expiring.keys(max=order_key(now)), limit)
         )
 
     def __bool__(self):
-        return any(getattr(self, kind) for kind in self.counts)
+        return bool(self.done or self.failed or self.kept)
 
     def is_due(self, now):
         """Whether `sweep` would find something at `now`."""
         if self.expiring and self.expiring.minKey() <= order_key(now):
             return True
-        return any(
-            self.counts[kind]() > self.keep_count
-            or (getattr(self, kind) and getattr(self, kind).minKey() <= until)
-            for kind, until in self._ends(now)
+        return self.kept_count() > self.keep_count or any(
+            journal and (len(journal) > self.keep_count or journal.first_key() <= until)
+            for journal, until in self._ends(now)
         )
 
     def _ends(self, now):
-        """(kind, the last key that is old enough to be forgotten)."""
+        """(journal, the last key that is old enough to be forgotten)."""
         return (
-            ('done', order_key(now - round(self.keep_seconds * clock.SECOND))),
-            ('failed', order_key(now - round(self.keep_failed_seconds * clock.SECOND))),
-            ('kept', -1),
+            (self.done, order_key(now - round(self.keep_seconds * clock.SECOND))),
+            (self.failed, order_key(now - round(self.keep_failed_seconds * clock.SECOND))),
         )
 
     def newest(self, limit=None):
@@ -172,9 +174,12 @@ def _still_finished(entries):
             yield job
 
 
-def _merged(*trees, before=None):
-    """Merge the entries of trees from the largest key below `before` down."""
-    walks = [_backwards(tree, before) for tree in trees]
+def _merged(*lists, before=None):
+    """Merge the entries of journals, and of a tree, from the largest key below `before` down."""
+    walks = [
+        each.backwards(before) if isinstance(each, Journal) else _backwards(each, before)
+        for each in lists
+    ]
     return heapq.merge(*walks, key=lambda item: item[0], reverse=True)
 
 

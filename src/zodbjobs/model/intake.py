@@ -16,6 +16,7 @@ Runs in whoever's transaction: producers add, dispatchers drain.
 """
 
 import itertools
+import math
 import random
 import typing
 
@@ -31,12 +32,14 @@ SENTINEL = -(2**63)
 LANES = 8
 
 #: Each put writes its chunk anew, so chunks are small.
-CHUNK_ENTRIES = 12
+CHUNK_ENTRIES = 4
 
-#: In a lane of so many chunks new ones are larger: each writes the lane anew, and
-#: that would be what costs.  Merging takes 0.5 ms at 64 entries, 1.7 ms at 256.
-MANY_CHUNKS = 128
+#: They are larger in a lane that has many, as each new one writes the lane anew; but
+#: merging takes 0.5 ms at 64 entries, 1.7 ms at 256.
 LARGE_CHUNK_ENTRIES = 64
+
+#: A producer whose own lane has so many chunks more than another one's goes there.
+SPARE_CHUNKS = 8
 
 #: A chunk is closed only so long after its successor was opened: a producer's
 #: transaction that is open longer than this may meet a ConflictError.
@@ -49,7 +52,7 @@ KEY_SPREAD = 4096
 #: transaction that is open longer leaves there is found by the next slow poll.
 LINGER_SECONDS = 2
 
-#: Beyond so many chunks `count` does not open each one, but extrapolates.
+#: `count` opens no more chunks than about so many, spread evenly, and extrapolates.
 COUNTED_CHUNKS = 200
 
 #: Of a lane with more chunks only the newest is watched.
@@ -129,6 +132,16 @@ def size_of(bucket):
     return max(0, length_of(bucket) - 1)
 
 
+def chunk_room(chunks):
+    """How many entries a new chunk takes in a lane of so many.
+
+    With e entries to a chunk, a put writes e / 2 entries of that, and every e-th
+    put one for each chunk of the lane, as large as those: the least comes about where
+    e * e is 2 * chunks.
+    """
+    return max(CHUNK_ENTRIES, min(LARGE_CHUNK_ENTRIES, math.isqrt(2 * chunks)))
+
+
 def lane_number(jar):
     """The lane of a connection: always the same one, so that its cache is warm."""
     return (id(jar) * _salt >> 24) % LANES
@@ -146,14 +159,20 @@ class Intake(Persistent):
     def add(self, jar, oid, entry):
         """Leave `entry` (an Entry) for the job of `oid` (int)."""
         lane = self.lanes[lane_number(jar)]
+        if length_of(lane) > SPARE_CHUNKS:
+            lane = self._spare(lane)
         newest = lane.maxKey()
         chunk = lane[newest]
-        most = CHUNK_ENTRIES if length_of(lane) <= MANY_CHUNKS else LARGE_CHUNK_ENTRIES
-        if length_of(chunk) > most:
+        if length_of(chunk) > chunk_room(size_of(lane)):
             chunk = new_bucket()
             # Two producers may do this in one microsecond: their jobs tell them apart.
             lane[max(clock.micros(), newest + 1) + oid % KEY_SPREAD] = chunk
         chunk[oid] = stored(entry)
+
+    def _spare(self, lane):
+        """`lane`, or one that is shorter by much."""
+        shortest = min(self.lanes, key=length_of)
+        return shortest if length_of(lane) - length_of(shortest) > SPARE_CHUNKS else lane
 
     def chunks(self, lanes=range(LANES)):
         """Every open chunk of the lanes with these numbers."""
@@ -193,12 +212,13 @@ class Intake(Persistent):
 
     def count(self):
         """How many jobs wait here; extrapolated where there are very many chunks."""
-        chunks = sum(size_of(lane) for lane in self.lanes)
+        chunks = list(self.chunks())
+        stride = -(-len(chunks) // COUNTED_CHUNKS)  # the oldest are the smallest
         counted = [
             sum(loaded(entry).group[0] != URGENT for _, entry in entries_of(chunk))
-            for chunk in itertools.islice(self.chunks(), COUNTED_CHUNKS)
+            for chunk in chunks[::stride]
         ]
-        return sum(counted) * chunks // len(counted)
+        return sum(counted) * len(chunks) // len(counted)
 
     def oids(self):
         """The 8-byte oids that change when something is added (for watching).

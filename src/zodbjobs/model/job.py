@@ -438,8 +438,9 @@ class Job(WishedJob):
         Runs user code; the result is whatever that returns or raises.
         """
         call = resolved(self._call)
-        refuse_broken(*self.args, *self.kwargs.values(), self._retry_policy_factory)
-        return call(*self.args, *args, **{**self.kwargs, **(kwargs or {})})
+        own_args, own_kwargs = self.given()
+        refuse_broken(*own_args, *own_kwargs.values(), self._retry_policy_factory)
+        return call(*own_args, *args, **{**own_kwargs, **(kwargs or {})})
 
     def call_args(self):
         """What the runtime passes: a callback gets the result it follows."""
@@ -665,7 +666,7 @@ class Job(WishedJob):
         """Raise unless the call and its arguments can be stored by `jar`."""
         if not isinstance(self._call, str):
             check_storable(self._call, jar, f'the callable of {self!r}')
-        args, kwargs = tuple(self.args), dict(self.kwargs)
+        args, kwargs = self.given()
         if not is_plain(args):
             check_storable(args, jar, f'an argument of {self!r}')
         if not is_plain(kwargs):
@@ -678,8 +679,9 @@ class Job(WishedJob):
         cls = type(self)
         try:
             where = '' if self._p_oid is None else f' (oid {self.oid}, db {self._database()!r})'
-            shown = [custom_repr(arg) for arg in self.args]
-            shown += [f'{name}={custom_repr(arg)}' for name, arg in self.kwargs.items()]
+            args, kwargs = self.given()
+            shown = [custom_repr(arg) for arg in args]
+            shown += [f'{name}={custom_repr(arg)}' for name, arg in kwargs.items()]
             call = f'{self.call_name}({", ".join(shown)})'
         except Exception:  # noqa: BLE001 - a repr is for logs and must not raise
             where, call = '', 'not loadable'

@@ -10,6 +10,7 @@ settings.
 """
 
 import datetime
+import functools
 import heapq
 import itertools
 import random
@@ -72,6 +73,18 @@ from zodbjobs.model.wishes import (
 
 ORDERS = ('due', 'put')
 CONFLICTS = ('raise', 'keep', 'replace')
+
+#: Attribute of a job -> what checks a wish for it, and gives what is kept.
+CHECKS = {
+    '_begin_by': functools.partial(checked_span, name='begin_by'),
+    '_priority': checked_priority,
+    '_channel': checked_channel,
+    '_failure_log_level': checked_level,
+    '_id': checked_id,
+    '_lease': functools.partial(checked_span, name='lease'),
+    '_result_ttl': functools.partial(checked_span, name='result_ttl'),
+    '_time_limit': checked_limit,
+}
 
 #: Jobs that others wait for, looked at in one `wake_orphans`.
 ORPHAN_LIMIT = 200
@@ -179,24 +192,29 @@ class Queue(Persistent):
         _refuse_unless_new(job)
         if on_conflict not in CONFLICTS:
             raise ValueError(f'on_conflict is one of {CONFLICTS}, not {on_conflict!r}')
-        wishes = {
-            '_due': checked_due(begin_after, delay, now),
-            '_begin_by': checked_span(begin_by, 'begin_by'),
-            '_priority': None if priority is None else checked_priority(priority),
-            '_channel': checked_channel(channel),
-            '_retries': checked_retries(retries, retry_policy_factory),
-            '_failure_log_level': checked_level(failure_log_level),
-            '_retry_policy_factory': retry_policy_factory,
-            '_id': checked_id(id),
-            '_depends_on': _checked_jobs(depends_on, 'depends_on', jar) or None,
-            '_after': _checked_jobs(after, 'after', jar) or None,
-            '_lease': checked_span(lease, 'lease'),
-            '_result_ttl': checked_span(result_ttl, 'result_ttl'),
-            '_time_limit': checked_limit(time_limit),
-            '_quota_names': self.quotas.check(
-                job._quota_names if quota_names is None else quota_names
-            ),
+        asked = {
+            '_begin_by': begin_by,
+            '_priority': priority,
+            '_channel': channel,
+            '_failure_log_level': failure_log_level,
+            '_id': id,
+            '_lease': lease,
+            '_result_ttl': result_ttl,
+            '_time_limit': time_limit,
         }
+        wishes = {n: CHECKS[n](value) for n, value in asked.items() if value is not None}
+        if begin_after is not None or delay is not None:
+            wishes['_due'] = checked_due(begin_after, delay, now)
+        if retries is not None or retry_policy_factory is not None:
+            wishes['_retries'] = checked_retries(retries, retry_policy_factory)
+            wishes['_retry_policy_factory'] = retry_policy_factory
+        if depends_on != ():
+            wishes['_depends_on'] = _checked_jobs(depends_on, 'depends_on', jar) or None
+        if after != ():
+            wishes['_after'] = _checked_jobs(after, 'after', jar) or None
+        quota_names = job._quota_names if quota_names is None else quota_names
+        if quota_names != job._quota_names or quota_names:
+            wishes['_quota_names'] = self.quotas.check(quota_names)
         if id is None or self.ids.get(id) is None:
             self._refuse_if_full()
         return self._put(job, wishes, id, on_conflict)

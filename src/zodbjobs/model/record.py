@@ -73,6 +73,10 @@ NAMES = {number: name for name, number in STATE.items()}
 OF_SUBCLASS = 0
 
 
+#: What is safe to compare with a class's default: no foreign __eq__ is called.
+_COMPARABLE = frozenset((type(None), str, int, bool, tuple, float))
+
+
 def _moment(attribute, doc):
     return property(lambda self: clock.datetime_of(getattr(self, attribute)), doc=doc)
 
@@ -140,12 +144,13 @@ class JobRecord(Persistent):
                     extra[name] = value
             elif type(value) not in _COMPARABLE or value != _DEFAULTS[name]:
                 state[number] = value
-        args, kwargs = self.__dict__.get('_v_args'), self.__dict__.get('_v_kwargs')
-        for name, given in (('_args', args and tuple(args)), ('_kwargs', kwargs and dict(kwargs))):
-            if given:
-                state[STATE[name]] = given
-            elif given is not None:
-                state.pop(STATE[name], None)
+        if '_v_args' in self.__dict__ or '_v_kwargs' in self.__dict__:
+            args, kwargs = self.given()
+            for number, given in ((STATE['_args'], args), (STATE['_kwargs'], kwargs)):
+                if given:
+                    state[number] = given
+                else:
+                    state.pop(number, None)
         _pack(state)
         if extra:
             state[OF_SUBCLASS] = extra
@@ -199,6 +204,14 @@ class JobRecord(Persistent):
         """Whether the job is in a queue and has not got its result yet."""
         return self._status not in status.FINISHED and self._status != status.NEW
 
+    def given(self):
+        """(tuple, dict) of its arguments, without making what `args` and `kwargs` show."""
+        args, kwargs = self.__dict__.get('_v_args'), self.__dict__.get('_v_kwargs')
+        return (
+            self._args if args is None else tuple(args),
+            self._kwargs if kwargs is None else dict(kwargs),
+        )
+
     @property
     def args(self):
         args = self.__dict__.get('_v_args')
@@ -245,9 +258,6 @@ class JobRecord(Persistent):
             'hold reason': self._hold_reason,
         }
 
-
-#: What can be compared with a class's default safely: no foreign __eq__ is called.
-_COMPARABLE = frozenset((type(None), str, int, bool, tuple, float))
 
 _DEFAULTS = {name: getattr(JobRecord, name) for name in STATE}
 

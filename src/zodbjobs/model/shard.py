@@ -20,14 +20,10 @@ from BTrees.LOBTree import LOBTree
 from BTrees.OOBTree import OOBTree, OOTreeSet
 from persistent import Persistent
 
-from zodbjobs.model.intake import (
-    CHUNK_ENTRIES,
-    Intake,
-    entries_of,
-    length_of,
-    new_bucket,
-    size_of,
-)
+from zodbjobs.model.intake import Intake, entries_of, length_of, new_bucket, size_of
+
+#: Each slip writes its chunk anew.
+CHUNK_ENTRIES = 12
 
 #: The key of an id that was never updated is the time it was added less this: so those come
 #: first, the longest known ahead.  About the year 148,000 in microseconds.

@@ -350,7 +350,7 @@ def _kept_count(queues, search):
 
 def ended_count(history, state):
     """How many jobs a history has, or None if it cannot tell for `state`."""
-    counts = {kind: count() for kind, count in history.counts.items()}
+    counts = history.counts()
     if state == status.COMPLETED:
         return sum(counts.values())
     if counts['kept'] or state == CANCELLED:

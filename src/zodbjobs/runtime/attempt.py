@@ -37,7 +37,7 @@ from zodbjobs.interfaces import (
     ReassignedError,
 )
 from zodbjobs.model import hosts, retry
-from zodbjobs.model.call import check_storable
+from zodbjobs.model.call import check_storable, is_plain
 from zodbjobs.model.failure import Failure, is_failure
 from zodbjobs.model.job import WAITS_FOR_DEFERRED, WAITS_FOR_JOB, Job
 from zodbjobs.runtime import ride, scenes, tracing, trouble
@@ -49,9 +49,6 @@ trace = logging.getLogger('zodbjobs.trace')
 #: Seconds between tries to record an outcome while the storage has trouble:
 #: the first, and the most after doubling.
 FIRST_PAUSE_SECONDS, LONGEST_PAUSE_SECONDS = 0.5, 30
-
-#: How long a text about a result may be.
-SHOWN_LENGTH = 10_000
 
 # What a report says of an attempt.
 FINISHED = 'finished'  # the job has its result and has told it
@@ -333,7 +330,8 @@ class Attempt:
         elif isinstance(value, Job):
             self._wait_for(job, value)
         else:
-            check_storable(value, self.connection, f'the result of {job!r}', homes=False)
+            if not is_plain(value):
+                check_storable(value, self.connection, f'the result of {job!r}', homes=False)
             self._store(job, value)
         policy = job._policy
         if policy is not None and self.data_cache:
@@ -610,6 +608,8 @@ class Attempt:
             raise ReassignedError(f'{job!r} went to another worker')
 
     def _abort(self):
+        if ride.is_between(self.tm):
+            return
         try:
             self.tm.abort()
         except Exception as error:  # noqa: BLE001 - a data manager's abort; ours must go on
@@ -782,16 +782,6 @@ def _waits_for(inner, job):
             seen.add(id(each))
             rest += each.awaited()
     return False
-
-
-def shown(result):
-    """A short text for a result: the repr, or the traceback of a failure."""
-    if is_failure(result):
-        return result.getTraceback(detail='verbose')[-SHOWN_LENGTH:]
-    try:
-        return repr(result)[:SHOWN_LENGTH]
-    except Exception as error:  # noqa: BLE001 - the repr is user code
-        return f'<a {type(result).__name__} whose repr raised {type(error).__name__}>'
 
 
 def _close(value):

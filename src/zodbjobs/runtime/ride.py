@@ -85,6 +85,14 @@ def wrote_nothing(manager):
     return not joined and not present.isDoomed() and not any(any(get()) for get in hooks)
 
 
+def is_between(manager):
+    """Whether no transaction is under way: right after a commit, of most jobs.
+
+    There is no public way to ask that does not begin one.
+    """
+    return getattr(getattr(manager, 'manager', manager), '_txn', manager) is None
+
+
 def is_portable(value):
     """Whether a result can be written through another connection."""
     return type(value) in _FROZEN or is_plain(value)

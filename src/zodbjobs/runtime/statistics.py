@@ -31,6 +31,7 @@ import math
 import threading
 
 from zodbjobs import clock
+from zodbjobs.model.failure import is_failure
 
 #: Characters of a result or a traceback that are kept for each job.
 RESULT_LENGTH = 10_000
@@ -655,3 +656,13 @@ def percentile(micros, percent):
     if not micros:
         return None
     return micros[math.ceil(len(micros) * percent / 100) - 1] / clock.SECOND
+
+
+def shown(result):
+    """A short text for a result: the repr, or the traceback of a failure."""
+    if is_failure(result):
+        return result.getTraceback(detail='verbose')[-RESULT_LENGTH:]
+    try:
+        return repr(result)[:RESULT_LENGTH]
+    except Exception as error:  # noqa: BLE001 - the repr is user code
+        return f'<a {type(result).__name__} whose repr raised {type(error).__name__}>'

@@ -39,6 +39,9 @@ _lock = threading.Lock()
 #: key, as several databases may stand on one storage.
 _exchanges = weakref.WeakKeyDictionary()
 
+#: ZODB.DB -> its `_Exchange`, so that a put need not look through wrappers each time.
+_of_db = weakref.WeakKeyDictionary()
+
 
 #: What a commit can bring.  Within a process those who wait for the one are not woken
 #: for the other.
@@ -146,18 +149,23 @@ def hang_up(db):
     """
     with _lock:
         exchange = _exchanges.pop(storages.base(db), None)
+        for each in [each for each, found in _of_db.items() if found is exchange]:
+            del _of_db[each]
     if exchange is not None:
         exchange.close()
 
 
 def _exchange_of(db):
-    storage = storages.base(db)
-    with _lock:
-        exchange = _exchanges.get(storage)
-        if exchange is None:
-            exchange = _exchanges[storage] = _new_exchange(db)
-            give_ids_once(db)
-        return exchange
+    exchange = _of_db.get(db)
+    if exchange is None:
+        storage = storages.base(db)
+        with _lock:
+            exchange = _exchanges.get(storage)
+            if exchange is None:
+                exchange = _exchanges[storage] = _new_exchange(db)
+                give_ids_once(db)
+            _of_db[db] = exchange
+    return exchange
 
 
 def _new_exchange(db):

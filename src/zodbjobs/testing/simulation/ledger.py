@@ -455,7 +455,8 @@ class Ledger:
         """What must be true once everything is done."""
         listed = collections.Counter()
         for _, _, agent in self.agents():
-            for _, (_, job) in (*agent.history.done.items(), *agent.history.failed.items()):
+            history = agent.history
+            for _, (_, job) in (*history.done.backwards(), *history.failed.backwards()):
                 listed[job._p_oid] += 1
         for number, mark in self.marks.items():
             self._check_end_of(number, mark, listed)
