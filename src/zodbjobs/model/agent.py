@@ -73,7 +73,7 @@ class Agent(Persistent):
         self.size = size
         self.channels = channels
         self.coalesce = coalesce
-        # {oid: (token, job, when it was claimed, *tokens of claims that it took over)}; see `_packed`
+        # {oid: (token, job, `_packed` time of the claim, *tokens of claims that it took over)}
         self.running = new_bucket()
         self.waiting = new_bucket()  # {oid: job}: they returned a job and wait for it
         self.history = History()

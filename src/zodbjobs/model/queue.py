@@ -39,6 +39,7 @@ from zodbjobs.interfaces import (
 )
 from zodbjobs.model.announce import announce
 from zodbjobs.model.call import check_storable
+from zodbjobs.model.filings import DRIFT, Filings
 from zodbjobs.model.handout import Round, is_current
 from zodbjobs.model.ids import UniqueIds
 from zodbjobs.model.intake import DEPENDS, LANES, URGENT, Entry, Intake
@@ -88,39 +89,6 @@ CHECKS = {
 
 #: Jobs that others wait for, looked at in one `wake_orphans`.
 ORPHAN_LIMIT = 200
-
-#: Two filings of one process that fall into the same microsecond are told apart
-#: by moving the later one on; so far a token's time may be ahead of its job's.
-DRIFT = clock.SECOND
-
-#: So many dates of begin_after are remembered to tell their jobs apart.
-DATES = 1000
-
-
-class Filings:
-    """The times for which this process filed jobs: among equals, first come, first served."""
-
-    def __init__(self):
-        self._latest = 0
-        self._of_date = {}
-
-    def at_once(self, now):
-        """`now`, or a little more: later than the filing before."""
-        if now > self._latest or self._latest - now > DRIFT:
-            self._latest = now
-        else:
-            self._latest += 1
-        return self._latest
-
-    def on(self, date):
-        """`date`, or a little more: later than the filing before for the same date."""
-        latest = self._of_date.get(date)
-        us = date if latest is None or latest - date >= DRIFT else latest + 1
-        if len(self._of_date) >= DATES:
-            self._of_date = {}
-        self._of_date[date] = us
-        return us
-
 
 _filings = Filings()
 

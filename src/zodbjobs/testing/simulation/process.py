@@ -14,7 +14,7 @@ import itertools
 import math
 
 from zodbjobs import clock
-from zodbjobs.model.queue import Filings
+from zodbjobs.model.filings import Filings
 from zodbjobs.runtime import dispatcher as dispatchers
 from zodbjobs.runtime import trouble
 from zodbjobs.runtime.byhand import Later
