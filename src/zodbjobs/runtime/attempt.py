@@ -42,6 +42,7 @@ from zodbjobs.model.failure import Failure, is_failure
 from zodbjobs.model.job import WAITS_FOR_DEFERRED, WAITS_FOR_JOB, Job
 from zodbjobs.runtime import ride, scenes, tracing, trouble
 from zodbjobs.runtime.hook import Hook, tell_undone
+from zodbjobs.runtime.statistics import shown
 
 log = logging.getLogger('zodbjobs.events')
 trace = logging.getLogger('zodbjobs.trace')
