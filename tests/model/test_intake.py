@@ -143,7 +143,7 @@ def test_a_full_chunk_is_followed_by_a_new_one(side, queue, one_lane):
 def test_where_there_are_many_chunks_new_ones_are_larger(side, queue, one_lane, monkeypatch):
     """Else a large backlog would make each put write a large directory."""
     monkeypatch.setattr('zodbjobs.model.intake.SPARE_CHUNKS', 1000)
-    put(side, 200)
+    put(side, 500)
     sizes = [size_of(chunk) for chunk in chunks_of(queue).values()][:-1]
     assert sizes == sorted(sizes)
     assert (sizes[0], sizes[-1]) == (CHUNK_ENTRIES, chunk_room(len(sizes)))
@@ -152,7 +152,7 @@ def test_where_there_are_many_chunks_new_ones_are_larger(side, queue, one_lane, 
 
 def test_a_chunk_has_a_bound():
     """It takes time to merge a large one."""
-    assert chunk_room(0) == chunk_room(8) == CHUNK_ENTRIES
+    assert chunk_room(0) == chunk_room(32) == CHUNK_ENTRIES
     assert chunk_room(10**6) == LARGE_CHUNK_ENTRIES
 
 
@@ -161,7 +161,7 @@ def test_a_long_lane_is_left_for_a_shorter_one(side, queue, one_lane):
     jobs = put(side, 400)
     lengths = [size_of(lane) for lane in queue.intake.lanes]
     assert max(lengths) - min(lengths) <= SPARE_CHUNKS + 1
-    assert len(queue) == 400
+    assert len(queue) == 800
     assert list(queue) == jobs
 
 

@@ -529,7 +529,7 @@ class Ledger:
 
 def _entries(queue):
     """Yield (token, job) for each entry of a job in `queue`, stale ones too."""
-    for _, _, entry in queue.intake.entries():
+    for _, _, entry in queue.intake.entries(late=True):
         yield entry.token, entry.job
     for tree in queue.ready.groups.values():
         yield from tree.values()
