@@ -158,7 +158,7 @@ def test_a_chunk_has_a_bound():
 
 def test_a_long_lane_is_left_for_a_shorter_one(side, queue, one_lane):
     """One producer alone would else fill one lane, and write it anew with each chunk."""
-    jobs = put(side, 400)
+    jobs = put(side, 800)
     lengths = [size_of(lane) for lane in queue.intake.lanes]
     assert max(lengths) - min(lengths) <= SPARE_CHUNKS + 1
     assert len(queue) == 800
