@@ -4,7 +4,7 @@ import pytest
 
 pytest.importorskip('Zope2')
 
-from support import Instance, running, wait_until
+from support import PATIENCE_SECONDS, Instance, running, wait_until
 
 pytestmark = [pytest.mark.processes, pytest.mark.timeout(300)]
 
@@ -303,6 +303,17 @@ def test_accepted_tells_of_progress_and_cancels(zope):
     )
     assert told['outcome'] == 'cancelled' and 'was cancelled' in told['error']
     assert zope.probe('lingered', '/site1') is False
+
+
+# Workers beside it ------------------------------------------------------------------------------
+
+
+def test_a_worker_on_the_file_that_the_instance_has_open_is_told_so(zope):
+    worker = zope.start_worker()
+    assert worker.wait(PATIENCE_SECONDS) == 2
+    said = zope.log('worker.log')
+    assert 'another process has its file open' in said and 'name a ZEO server' in said
+    assert 'Traceback' not in said
 
 
 # The end ----------------------------------------------------------------------------------------

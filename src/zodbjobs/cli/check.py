@@ -22,7 +22,8 @@ def _health(args):
         print_json(found)
     else:
         waiting = sum(queue['waiting'] for queue in found['queues'].values())
-        fine = f'healthy: {len(found["queues"])} queues, {waiting} jobs wait'
+        count = len(found['queues'])
+        fine = f'healthy: {count} queue{"s" * (count != 1)}, {waiting} waiting jobs'
         print('; '.join(found['problems']) or fine)
     return HEALTHY if found['healthy'] else SICK
 

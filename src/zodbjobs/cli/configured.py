@@ -8,6 +8,7 @@ thread; without one the command makes one with its own options.
 import signal
 import threading
 
+import zc.lockfile
 from zope.configuration import xmlconfig
 from zope.configuration.exceptions import ConfigurationError
 from zope.event import notify
@@ -87,6 +88,12 @@ def open_zope(path):
         starter.prepare()
     except ConfigurationError as error:
         raise CommandError(f'--zope {path}: {error}', WRONGLY_ASKED) from error
+    except zc.lockfile.LockError as error:
+        raise CommandError(
+            f'--zope {path}: another process has its file open ({error}): let that one run the jobs'
+            f' itself, or name a ZEO server in both configurations',
+            WRONGLY_ASKED,
+        ) from None
     return Zope2.DB
 
 

@@ -17,6 +17,8 @@ import contextlib
 import itertools
 import logging
 import os
+import shutil
+import sys
 import textwrap
 
 import transaction
@@ -443,8 +445,14 @@ def print_report(report):
     for why in report['lost']:
         print(f'lost a batch: {why}')
     if report['sample']['word']:
-        print(f'\nzodbjobs demo search {report["sample"]["word"]}')
+        print(f'\n{called_as()} demo search {report["sample"]["word"]}')
         print_hits(report['sample']['hits'], indent='  ')
+
+
+def called_as():
+    """What a user types to call this command."""
+    name = os.path.basename(sys.argv[0])
+    return sys.argv[0] if name == 'zodbjobs' and shutil.which(name) is None else 'zodbjobs'
 
 
 def print_broken(broken):

@@ -124,7 +124,9 @@ def pause(queues, queue='', until=None):
         now = clock.micros()
         then = moment(until, now)
         found.pause(clock.datetime_of(2 * now - then if then < now else then))
-    return {'queue': queue, 'paused': True, 'until': str(found.paused_until)}
+    ends = found.paused_until
+    told = str(ends) if ends is True else f'{ends:%Y-%m-%d %H:%M:%S} UTC'
+    return {'queue': queue, 'paused': True, 'until': told}
 
 
 def unpause(queues, queue=''):

@@ -65,7 +65,9 @@ def _is_active(job):
         name = str(agent.parent.UUID)[:8]
         return f'dispatcher {name}, which ran it, has ended: it goes to others when one looks'
     since = None if agent is None else agent.claimed_at(job)
-    return f'it runs: {holder} claimed it' + ('' if since is None else f' {_ago(since)}')
+    asked = '; it was cancelled, and ends when it looks for that, or with its work'
+    claimed = f'it runs: {holder} claimed it' + ('' if since is None else f' {_ago(since)}')
+    return claimed + asked * bool(job._cancelled)
 
 
 def _is_telling(job):

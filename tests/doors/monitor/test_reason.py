@@ -227,6 +227,15 @@ def test_finished(layer, put, run, call, args, words):
     assert said(job) == f'it has finished: {words} 0.0 s ago'
 
 
+def test_cancelled_while_it_runs(busy):
+    job = busy()
+    job.cancel()
+    transaction.commit()
+    assert said(job).endswith(
+        '; it was cancelled, and ends when it looks for that, or with its work'
+    )
+
+
 def test_cancelled(layer, put):
     job = put(delay=5)
     job.cancel()
