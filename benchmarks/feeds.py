@@ -23,8 +23,8 @@ from zodbjobs.web.feeds import FeedsResource, make_site
 
 SUBSCRIBERS = 100
 
-#: Items per transaction while the feed is filled.
-BULK = 1000
+#: Items per transaction while the feed is filled: then several of them share each leaf.
+BULK = 10_000
 
 #: Events whose way to all subscribers is measured, and seconds between them.
 EVENTS = 40

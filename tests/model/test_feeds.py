@@ -332,6 +332,46 @@ def test_a_long_transaction_drops_nothing_of_its_own(feeds, side):
     assert len(feed.notices(seen)) == 200
 
 
+def test_no_publisher_pays_for_all_that_is_too_much(feeds, side):
+    """After a load of very many each publish drops a little, until the log is short again."""
+    feed = feeds.feed('news', {'notices': 10})
+    side.commit()
+    for _ in range(20):
+        for number in range(200):
+            feed.publish(number)
+        side.commit()
+        side_clock(side).advance(1)
+    side_clock(side).advance(100)
+    side.connection.cacheMinimize()
+    loaded = []
+    for number in range(250):
+        side.begin()
+        side.connection.getTransferCounts(clear=True)
+        feed.publish(number)
+        loaded.append(side.connection.getTransferCounts()[0])
+        side.commit()
+        side_clock(side).advance(1)
+        side.connection.cacheMinimize()
+    assert max(loaded) < log.TRIM_CHUNKS * 200 + 100
+    assert len(feed.notices()) < 70 + 2 * lanes.CHUNK_ENTRIES + 10
+
+
+def test_what_is_told_in_one_transaction_lies_together(feeds, side):
+    """A reader of what came last loads few chunks, although a minute of notices is kept."""
+    feed = feeds.feed('news')
+    side.commit()
+    seen = feed.last_number
+    for number in range(2000):
+        feed.publish(number)
+    side.commit()
+    assert [notice.value for notice in feed.notices(seen)] == list(range(2000))
+    assert len(list(feed.log.lanes.places())) <= 2000 // log.BULK_ENTRIES + 2
+    feed.publish('next')
+    side.commit()
+    assert len(list(feed.lanes.places())) > 2000 // lanes.CHUNK_ENTRIES
+    assert feed.notices()[-1].value == 'next'
+
+
 def test_lanes_that_nobody_uses_any_more_are_trimmed(sides, side, feeds, small_chunks):
     feeds.feed('news', {'notices': 5})
     side.commit()

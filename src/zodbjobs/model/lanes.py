@@ -28,6 +28,9 @@ TIME_BITS = 59
 #: Each addition writes its chunk, some tens of bytes an entry.
 CHUNK_ENTRIES = 32
 
+#: The serial of what is not committed yet.
+NO_TID = b'\0' * 8
+
 #: So long after its successor was opened an empty chunk may be closed.
 LINGER_SECONDS = 10
 
@@ -47,18 +50,26 @@ class Lanes(Persistent):
 
     # add and remove
 
-    def add(self, jar, key, value):
-        """Add `value` under `key`, a moment; returns (place, whether a chunk was opened)."""
+    def add(self, jar, key, value, bulk=CHUNK_ENTRIES):
+        """Add `value` under `key`, a moment; returns (place, whether a chunk was opened).
+
+        A chunk that is new in this transaction may have up to `bulk` entries.
+        """
         lane = lane_number(jar)
         place = self._newest(lane)
         chunk = None if place is None else self.chunk(place)
-        opened = chunk is None or size_of(chunk) >= CHUNK_ENTRIES
+        opened = chunk is None or self._is_full(chunk, bulk)
         if opened:
             self._tidy(lane)
             place = max(lane << TIME_BITS | micros_of(key), 0 if place is None else place + 1)
             chunk = self.directory[_name_of(place)] = new_bucket()
         chunk[key] = value
         return place, opened
+
+    @staticmethod
+    def _is_full(chunk, bulk):
+        size = size_of(chunk)  # loads it: before that nobody knows its serial
+        return size >= (bulk if chunk._p_serial == NO_TID else CHUNK_ENTRIES)
 
     def remove(self, place, key):
         """Remove the entry `key` of the chunk at `place`; returns its value.  KeyError."""
@@ -93,10 +104,13 @@ class Lanes(Persistent):
 
     def places(self, lane=None):
         """Yield the places of all chunks, or of those of a lane, the oldest of a lane first."""
-        name = None if lane is None else _name_of((lane << TIME_BITS) - 1) if lane else LOW
-        while (name := self.directory.next_key(name or LOW)) is not None:
+        if lane is None:
+            yield from (int(name, 16) for name in self.directory)
+            return
+        name = _name_of((lane << TIME_BITS) - 1) if lane else LOW
+        while (name := self.directory.next_key(name)) is not None:
             place = int(name, 16)
-            if lane is not None and lane_of(place) != lane:
+            if lane_of(place) != lane:
                 return
             yield place
 

@@ -13,12 +13,14 @@ a new one, and the number is kept up to which something is missing.
 Runs in whoever's transaction; what is not committed yet has no number.
 """
 
+import itertools
+
 from persistent import Persistent
 
 from zodbjobs import clock
 from zodbjobs.interfaces import NoticesGone
 from zodbjobs.model.intake import LANES, entries_of, lane_number, new_bucket, size_of
-from zodbjobs.model.lanes import Lanes, opening
+from zodbjobs.model.lanes import NO_TID, Lanes, opening
 from zodbjobs.model.moments import moment
 
 #: How many notices of a feed are kept at least, unless its `notices` say otherwise.
@@ -28,6 +30,10 @@ KEEP_COUNT = 1000
 #: process that restarts, misses nothing.
 KEEP_SECONDS = 60
 
+#: So many chunks are dropped at once.  More than one for each that is opened, so that a log that
+#: was too long gets shorter; a few, as the items in a chunk must be loaded for their numbers.
+TRIM_CHUNKS = 4
+
 #: What lies in a lane that nobody uses any more goes after so long, if it is too much.
 IDLE_SECONDS = 3600
 
@@ -35,7 +41,9 @@ IDLE_SECONDS = 3600
 ORDINAL_BITS = 24
 _ORDINALS = (1 << ORDINAL_BITS) - 1
 
-_NO_TID = b'\0' * 8
+#: Notices of one transaction in a chunk: it is written once, and who reads the log loads as many
+#: fewer.  (Entries of the other lanes are removed one by one, and small chunks serve that.)
+BULK_ENTRIES = 512
 
 
 class Item(Persistent):
@@ -61,7 +69,8 @@ class Log(Persistent):
 
         `extra` is a plain value that belongs to the notice and not to the item.
         """
-        _, opened = self.lanes.add(jar, moment(), (kind, _ordinal(jar), item, extra))
+        entry = (kind, _ordinal(jar), item, extra)
+        _, opened = self.lanes.add(jar, moment(), entry, BULK_ENTRIES)
         if opened:
             self._trim(lane_number(jar), keep, clock.micros())
 
@@ -101,19 +110,33 @@ class Log(Persistent):
         return found
 
     def _trim(self, lane, keep, now):
-        """Drop chunks, the oldest first, that are old enough and too many; called in `lane`."""
-        places = [place for each in range(LANES) for place in self._old_places(each, lane, now)]
+        """Drop chunks, the oldest first, that are old enough and too many; called in `lane`.
+
+        A few at a time: whoever opens a chunk pays for no more than was added since.
+        """
+        old = (self._old_places(each, lane, now) for each in range(LANES))
+        places = [place for found in old for place in itertools.islice(found, TRIM_CHUNKS)]
         if not places:
             return  # as a rule, without a look at all of them
-        total = len(self.lanes)
         chunks = [(place, self.lanes.chunk(place)) for place in places]
-        for place, chunk in sorted(chunks, key=lambda pair: pair[1]._p_serial):
+        total = self._count_others(set(places), keep) + sum(size_of(each) for _, each in chunks)
+        for place, chunk in sorted(chunks, key=lambda pair: pair[1]._p_serial)[:TRIM_CHUNKS]:
             total -= size_of(chunk)
             if total < keep:
                 return
             newest = numbered([entry for _, entry in entries_of(chunk)], 0)[-1][0]
             self.marks[lane] = max(newest, self.marks.get(lane, 0))
             self.lanes.close(place)
+
+    def _count_others(self, places, enough):
+        """How many notices lie in chunks at other places; it is not counted beyond `enough`."""
+        others = [place for place in self.lanes.places() if place not in places]
+        count = 0
+        for place in sorted(others, key=opening, reverse=True):
+            if count >= enough:
+                break
+            count += size_of(self.lanes.chunk(place))
+        return count
 
     def _old_places(self, lane, mine, now):
         """Yield the places at the beginning of a lane that may be dropped by who is in `mine`."""
@@ -126,7 +149,7 @@ class Log(Persistent):
                 return
             chunk = self.lanes.chunk(place)
             chunk._p_activate()
-            if chunk._p_changed or chunk._p_serial == _NO_TID:
+            if chunk._p_changed or chunk._p_serial == NO_TID:
                 return  # something in it is not committed yet
             yield place
 
@@ -136,7 +159,7 @@ def numbered(entries, since):
     found = []
     for kind, ordinal, item, extra in entries:
         item._p_activate()
-        if item._p_serial != _NO_TID:
+        if item._p_serial != NO_TID:
             number = int.from_bytes(item._p_serial, 'big') << ORDINAL_BITS | ordinal
             if number > since:
                 found.append((number, kind, item, extra))
