@@ -320,6 +320,8 @@ class Worker:
     count.  `nap_time` is how many seconds it waits for a commit to wake it
     before it looks again.  A task is claimed in a commit of its own, so a worker
     that dies loses none, and it runs with ``transaction.get()`` of this thread.
+    Nobody can take this thread from a task: past its `time_limit` it is asked to
+    stop, and that is all.
     A subclass may override `starting`, `stopping` and `result`.
     """
 

@@ -173,6 +173,8 @@ class HandDispatcher(Dispatcher):
             if not self._work():
                 self.reactor.wait(WAIT_SECONDS)
             self.reactor.turn()
+        if self.report is not None and self.report.outcome is not None:
+            self._make_pass()  # it wrote nothing, and left its end to us
         return self.report
 
     def rest(self, seconds):

@@ -560,6 +560,43 @@ def test_a_worker_makes_retries_and_lets_go_who_depends(plain):
     assert (first.result, second.result, first.attempts) == ('done', 'done', 2)
 
 
+def linger(seconds):
+    """Go on until we are asked to stop, or for so many seconds; which of the two."""
+    job, end = local.getJob(), clock.monotonic() + seconds
+    while clock.monotonic() < end:
+        if job.stop_requested:
+            return 'asked'
+    return 'at its end'
+
+
+@pytest.mark.parametrize('limit, said', [((0.02, 30), 'asked'), ((60, 60.01), 'at its end')])
+def test_a_worker_asks_a_task_to_stop_and_takes_nothing_away(plain, worker, limit, said):
+    with plain.options(time_limit=limit):
+        task = plain.task(linger, 5 if said == 'asked' else 0.05)
+    transaction.commit()
+    assert worker.check_and_run_task() is True
+    transaction.begin()
+    assert task.result == said and task.attempts == 1
+
+
+def test_a_task_that_outlives_its_limit_is_kept_by_a_worker(plain, worker):
+    """The thread is the caller's own: there is no other one to go on with."""
+    with plain.options(time_limit=(0.01, 0.02)):
+        task = plain.task(overrun)
+    other = plain.task(linger, 0)
+    transaction.commit()
+    assert worker.check_and_run_task() is True and worker.check_and_run_task() is True
+    transaction.begin()
+    assert (task.result, task.attempts, other.result) == ('late', 1, 'at its end')
+
+
+def overrun():
+    end = clock.monotonic() + 0.05
+    while clock.monotonic() < end:
+        pass
+    return 'late'
+
+
 def test_stop_from_another_thread(plain):
     worker = Worker(plain, nap_time=60)
     thread = threading.Thread(target=worker.run_forever)
