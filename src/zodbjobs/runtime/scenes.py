@@ -37,7 +37,7 @@ def run(job, worker, database):
 
 def carried(value):
     """What a call has returned; the steps of a coroutine are made in the present context."""
-    if not asyncio.iscoroutine(value):
+    if not isinstance(value, collections.abc.Coroutine):
         return value
     return Stepped(value, contextvars.copy_context().run)
 
