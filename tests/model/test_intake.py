@@ -15,6 +15,7 @@ from zodbjobs.model.intake import (
     LINGER_SECONDS,
     SENTINEL,
     SPARE_CHUNKS,
+    URGENT,
     chunk_room,
     entries_of,
     lane_number,
@@ -230,7 +231,7 @@ def test_a_put_into_a_chunk_that_went_meanwhile_is_found(sides, turned):
     assert [oid for _, oid, _ in intake.entries(late=True)] == [late[0].oid]
     turned.advance(GRACE_SECONDS + 1)
     assert intake.prune(turned.micros()) == 0  # it is not closed before that is taken
-    assert intake.remove(late[0].oid)
+    assert intake.remove(late[0].oid, late[0]._token)
     assert intake.prune(turned.micros()) == 1
 
 
@@ -263,9 +264,23 @@ def test_the_count_of_very_many_chunks_is_extrapolated(side, queue, one_lane, mo
 def test_an_entry_is_found_in_any_chunk(side, queue, one_lane):
     jobs = put(side, 2 * CHUNK_ENTRIES + 1)
     for job in (jobs[0], jobs[CHUNK_ENTRIES], jobs[-1]):
-        assert queue.intake.remove(job.oid)
-        assert not queue.intake.remove(job.oid)
+        assert queue.intake.remove(job.oid, job._token)
+        assert not queue.intake.remove(job.oid, job._token)
     assert len(queue) == len(jobs) - 3
+
+
+@pytest.mark.parametrize('lanes', [(1, 2), (2, 1)])
+def test_what_runs_again_is_taken_out_and_not_its_former_end(side, queue, monkeypatch, lanes):
+    """Both may be there, where different connections have filed them."""
+    (job,) = put(side)
+    for lane, deed in zip(lanes, (job.cancel, job.retry), strict=True):
+        monkeypatch.setattr('zodbjobs.model.intake.lane_number', lambda jar, lane=lane: lane)
+        deed()
+        side.commit()
+    assert len(list(queue.intake.entries())) == 2
+    job.hold()
+    assert [entry.group[0] for _, _, entry in queue.intake.entries()] == [URGENT]
+    assert len(queue) == 0
 
 
 def test_no_more_entries_are_read_than_asked_for(side, queue, one_lane):

@@ -265,7 +265,7 @@ def test_who_began_to_wait_as_the_end_was_written_down_is_let_go(house, side, qu
     other.twin(queue).is_awaited(job.oid)  # a snapshot in which nobody waits for it
     side.begin()
     waits = queue.put(work, after=[job])
-    queue.intake.remove(waits.oid)
+    queue.intake.remove(waits.oid, waits._token)
     queue.waiters[job.oid] = LOBTree({waits.oid: (waits._token, waits, queue)})
     queue.ready.waiting.change(1)
     side.commit()

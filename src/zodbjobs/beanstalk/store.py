@@ -301,7 +301,7 @@ class Store:
 
     def _take_off(self, queue, job):
         """Remove the entry of a waiting job from its lane or tree, if it is there."""
-        if queue.intake.remove(job.oid):
+        if queue.intake.remove(job.oid, job._token):
             return True
         if not queue.ready.withdraw(group_of(job), job._due, job._token):
             return False

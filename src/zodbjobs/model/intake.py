@@ -197,15 +197,16 @@ class Intake(Persistent):
                 if found == limit:
                     return
 
-    def remove(self, oid):
-        """Take the entry of a job away; False if it is not here (any more).
+    def remove(self, oid, token):
+        """Take the entry of a job's filing away; False if it is not here (any more).
 
-        One that came late to a chunk out of use may be overlooked: then it is a
-        stale one, like those in the trees.
+        In other chunks there may be an older one, of an end that nobody has
+        listed.  One that came late to a chunk out of use may be overlooked: then it
+        is a stale one, like those in the trees.
         """
         out_of_use = itertools.islice(self.closing.values(), CLOSING_LOOKED_AT)
         for chunk in itertools.chain(self.chunks(), out_of_use):
-            if oid in chunk:
+            if oid in chunk and loaded(chunk[oid]).token == token:
                 del chunk[oid]
                 return True
         return False

@@ -321,7 +321,7 @@ class Queue(Persistent):
 
     def unfile(self, job):
         """Take the entry of a waiting job away, or make it stale where it is sorted."""
-        if not self.intake.remove(job.oid):
+        if not self.intake.remove(job.oid, job._token):
             self.ready.dropped.change(1)
         job.outdated()
 
