@@ -178,6 +178,12 @@ class Probe(BrowserView):
     def method(self):
         return self.queue.put(self.context.describe).oid
 
+    def later_method(self):
+        return self.queue.put(self.context.describe, delay=3600).oid
+
+    def lint(self):
+        return monitor.lint(self.context._p_jar.root()[KEY])['problems']
+
     def make_and_put(self, id):
         """Put a method of content that is made in the same transaction."""
         self.context._setObject(id, Content(id))

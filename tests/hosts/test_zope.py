@@ -305,6 +305,15 @@ def test_accepted_tells_of_progress_and_cancels(zope):
     assert zope.probe('lingered', '/site1') is False
 
 
+def test_nothing_is_wrong_with_a_method_of_content_that_waits(zope):
+    oid = zope.probe('later_method', '/site1/folder', BOB)
+    assert [each for each in zope.probe('lint') if each['oid'] == oid] == []
+    assert [what for what in zope.probe('doctor') if str(oid) in what] == []
+    assert zope.probe('why', oid=oid).startswith('it is not due until')
+    zope.probe('hurry', oid=oid)
+    assert zope.result(oid)[0] == '/site1/folder'
+
+
 # Workers beside it ------------------------------------------------------------------------------
 
 

@@ -106,6 +106,16 @@ def test_why_and_what_is_wrong(put, settle, layer, caplog, move_in):
     assert monitor.queue_facts(layer.queue)['needs'] is None
 
 
+def test_a_process_that_has_it_not_says_nothing_of_their_code(put, settle, layer, move_in):
+    job = put(Needy(operator.mul, 6, 7))
+    job._call = 'gone:away'  # to be imported elsewhere
+    transaction.commit()
+    assert monitor.lint(layer.queues)['problems'] == []
+    move_in()
+    (problem,) = monitor.lint(layer.queues)['problems']
+    assert "module 'gone' cannot be imported" in problem['problem']
+
+
 def test_a_chooser_does_not_get_them(put, settle, layer):
     layer.agent.chooser = choose_first
     transaction.commit()

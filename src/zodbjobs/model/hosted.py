@@ -44,6 +44,10 @@ class Wrapped:
         return custom_repr(self.chain[0])
 
 
+def _innermost(value):
+    return value.chain[0] if isinstance(value, Wrapped) else value
+
+
 class HostedJob(Job):
     """A job that is run in the scene in which it was made; see the module's text."""
 
@@ -107,10 +111,10 @@ class HostedJob(Job):
 
     @property
     def call_name(self):
-        call = self._call
-        if isinstance(call, tuple) and isinstance(call[0], Wrapped):
-            call = call[0].chain[0], call[1]
-        return call_name(call.chain[0] if isinstance(call, Wrapped) else call)
+        return call_name(self.bare_call())
+
+    def bare_call(self):
+        return self._found_call(_innermost)
 
     def run(self, args=(), kwargs=None):
         found = self.host.found

@@ -196,6 +196,10 @@ class JobRecord(Persistent):
             raise BadStatusError(f'{self!r} is not stored yet: put it, then it has a key')
         return f'{self.oid:x}.{self._put or 0:x}'
 
+    def bare_call(self):
+        """The stored form of what is called (see `call`), without what a host keeps with it."""
+        return self._call
+
     def is_staged_later(self):
         """Whether its call is a coroutine that needs a scene around each step; see `hosted`."""
         return False

@@ -8,6 +8,7 @@ import itertools
 from ZODB.broken import Broken
 
 from zodbjobs import clock, status
+from zodbjobs.model import hosts
 from zodbjobs.model.call import Vanished, resolved
 from zodbjobs.model.history import KEEP_COUNT
 from zodbjobs.monitor.alive import is_dead, serves
@@ -245,11 +246,13 @@ def _unloadable(queue):
 
 
 def trouble_with(job):
-    """Why this process could not run the job, or None."""
+    """Why this process could not run the job, or None; also None if it may not run it at all."""
     if isinstance(job, Broken):
         return f'its class {type(job).__module__}.{type(job).__name__} cannot be imported'
+    if hosts.missing(job.needs, hosts.here()):
+        return None  # only a process that has it could tell; see `unmet`
     try:
-        call = resolved(job._call)
+        call = resolved(job.bare_call())
     except Vanished as error:
         return str(error)
     except Exception as error:  # noqa: BLE001 - importing runs anything
