@@ -184,7 +184,7 @@ BUGS = [
     Bug(
         'what is claimed is not listed with the agent',
         'model/agent.py',
-        '        self.running[oid] = (token, job, ahead, now)\n',
+        '        self.running[oid] = (token, job, ahead, now, *replaced)\n',
         '        pass\n',
         Seeds(0, 100),
     ),
@@ -266,9 +266,8 @@ BUGS = [
     Bug(
         'the dead keep their jobs',
         'model/registry.py',
-        '    for oid, token, job, *_ in agent.entries():\n        agent.retired(oid, token)\n',
-        '    for oid, token, job, *_ in (() if interrupted else agent.entries()):\n'
-        '        agent.retired(oid, token)\n',
+        '    for oid, token, job, ahead, _ in agent.entries():\n',
+        '    for oid, token, job, ahead, _ in (() if interrupted else agent.entries()):\n',
         Seeds(0, 100),
     ),
     Bug(
@@ -311,7 +310,7 @@ BUGS = [
     Bug(
         'a clean stop hands back what had begun as if it had not',
         'model/registry.py',
-        'job.handed_back(begun=oid in begun)',
+        'job.handed_back(begun=interrupted or oid in begun)',
         'job.handed_back()',
         'tests/races/test_simulation.py::TestScenes',
     ),

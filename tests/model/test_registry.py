@@ -182,6 +182,37 @@ def test_a_death_counts_as_an_interruption(side, queue):
     assert [(job.interruptions, job._interrupted) for job in jobs] == [(1, True)] * 2
 
 
+def test_of_jobs_claimed_ahead_it_is_not_known_who_had_begun(side, queue):
+    """They are not counted, and next time claimed for a free thread only: then it is known."""
+    jobs = [queue.put(work) for _ in range(4)]
+    side.commit()
+    assert len(side.claim(1, ahead=2)) == 3
+    side.record.died()
+    assert list(queue) == jobs
+    assert [job.interruptions for job in jobs] == [1, 0, 0, 0]
+    assert [job.attempts for job in jobs] == [1, 0, 0, 0]
+    assert [job._interrupted for job in jobs] == [True, True, True, False]
+    side.record.activate()
+    assert side.claimed_jobs(1, ahead=9) == [jobs[0], jobs[3]]
+    side.run(jobs[0])
+    assert side.claimed_jobs(1, ahead=9) == [jobs[1]]
+    side.record.died()
+    assert [job.interruptions for job in jobs[1:]] == [1, 0, 0]
+    side.record.activate()
+    assert side.claimed_jobs(3) == jobs[1:]
+
+
+def test_a_job_claimed_ahead_that_waits_for_a_deferred_had_begun(side, queue):
+    queue.put(work)
+    job = queue.put(work)
+    side.commit()
+    assert len(side.claim(1, ahead=1)) == 2
+    job.begun(1, side.agent._p_oid)
+    job.waits_for_deferred()
+    side.record.died()
+    assert (job.attempts, job.interruptions) == (1, 1)
+
+
 def test_what_had_ended_is_listed(side, queue):
     job, waits = claimed(side, 1, id='one')[0], queue.put(work, id='two')
     waits._after = (job,)

@@ -743,8 +743,12 @@ def _merged(new, known):
 
 
 def group_of(job):
-    """The group in which a job is sorted (see `ready`)."""
-    kind = RUNS_ONCE * bool(job.runs_once) | IS_MESSAGE * job.is_message | job.needs
+    """The group in which a job is sorted (see `ready`).
+
+    What may have ended its worker runs like what runs at most once: never claimed ahead.
+    """
+    alone = job.runs_once or (job._interrupted and not job.is_message)
+    kind = RUNS_ONCE * bool(alone) | IS_MESSAGE * job.is_message | job.needs
     return job._priority, job._channel or '', job._quota_names, kind
 
 

@@ -245,11 +245,14 @@ def hand_back(agent, interrupted=False, begun=()):
     `interrupted`: their worker is known to have ended, and they are counted as
     interrupted.  Jobs whose oid is in `begun` were still running when their
     worker was told to stop: that is not counted, but their retry policy is asked
-    whether they may begin again.  Returns how many went back.
+    whether they may begin again.  The same holds for what an ended worker had
+    claimed ahead, as nobody knows whether that had begun: it is not claimed ahead
+    another time, so it is known the next time, and who ends its worker each time
+    takes no others along.  Returns how many went back.
     """
     count = 0
     queue = agent.queue
-    for oid, token, job, *_ in agent.entries():
+    for oid, token, job, ahead, _ in agent.entries():
         agent.retired(oid, token)
         if isinstance(job, Broken):
             queue.keep(agent, token, job, clock.micros(), failed=True, ttl=None)
@@ -264,10 +267,10 @@ def hand_back(agent, interrupted=False, begun=()):
             queue.conclude(agent, job)
         elif job.waits == WAITS_FOR_JOB:
             agent.waiting[oid] = job
-        elif interrupted:
+        elif interrupted and (not ahead or job.waits is not None):
             job.was_interrupted()
             count += 1
         else:
-            job.handed_back(begun=oid in begun)
+            job.handed_back(begun=interrupted or oid in begun)
             count += 1
     return count
