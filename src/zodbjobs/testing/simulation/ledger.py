@@ -375,6 +375,7 @@ class Ledger:
             and other._channel == job._channel
             and other._queue_oid == queue._p_oid
             and other.runs_once == job.runs_once
+            and other._interrupted == job._interrupted  # such a one is not claimed ahead
             and other._due <= commit.clock
             and self.committed_at.get(other._p_oid, b'\xff') < commit.snapshot
             and not (other._depends_on or other._after)  # it takes its place when they have ended
