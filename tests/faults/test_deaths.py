@@ -9,6 +9,7 @@ import pytest
 import transaction
 import zope.event
 
+from tests.faults.conftest import ERRORS, Fault
 from zodbjobs import Agent, Dispatcher, Job, NeverRetry, local, serial, status, testing
 from zodbjobs.interfaces import (
     AbortedError,
@@ -177,6 +178,8 @@ def test_claimed_and_not_begun(layer, heir):
     check(layer, heir(), *jobs)
     assert set(said) == {'first', 0, 1, 2, 3, 4}  # a conflict may run a body once more
     assert layer.root['count'] == 11
+    assert [job.interruptions for job in jobs] == [1, 0, 0, 0, 0, 0]
+    assert {job.attempts for job in jobs[1:]} == {1}
 
 
 def test_in_the_middle_of_telling(layer, heir):
@@ -276,6 +279,20 @@ def test_said_by_events_and_records(layer, heir):
     assert set(said) == {
         (DispatcherDeactivated, layer.dispatcher.UUID), (DispatcherActivated, found.UUID)
     }  # fmt: skip
+
+
+@pytest.mark.parametrize('heir', [OTHER], indirect=True, ids=['another name'])
+def test_a_death_is_logged_when_it_is_written_down(layer, heir, plant_in_passes, caplog):
+    """Once, however often its commit conflicts: until then nothing has happened."""
+    found = heir()
+    layer.queue.dispatchers[layer.dispatcher.UUID].activate()
+    transaction.commit()
+    caplog.clear()
+    fault = plant_in_passes(Fault(ERRORS['conflict'], 1, 2), found)
+    layer.reactor.time_flies(5)
+    transaction.begin()
+    assert fault.struck and layer.queue.dispatchers[layer.dispatcher.UUID].dead
+    assert caplog.text.count(f'dispatcher {layer.dispatcher.UUID} is dead') == 1
 
 
 def test_interruptions_are_announced(layer, heir):

@@ -31,10 +31,12 @@ class Chores:
         self.is_barred = False  # by that, or by another process that has this UUID
         self.served = set()  # names of the queues where the dispatcher is activated
         self._checked = {}  # oid of an agent: the key down to which its history was checked
+        self._news = []  # (level, text, its arguments): logged once it is committed
 
     def do(self, queues, commit):
         """Look after `queues`; `commit` commits the transaction that they were read in."""
         dispatcher = self.dispatcher
+        self._news = []
         self.is_barred = self.witness.acquire() is False
         if self.is_barred:
             log.error('another process has dispatcher %s: this one claims nothing', dispatcher.UUID)
@@ -56,6 +58,8 @@ class Chores:
         served = set(queues)  # now: the commit shows us queues that were added meanwhile
         if changed:
             commit()
+        for level, text, args in self._news:
+            log.log(level, text, *args)
         if shown:
             self.liveness.showed()
         self.served = served
@@ -114,10 +118,12 @@ class Chores:
         if record is None:
             record = queue.dispatchers.register(uuid)
         if record.activated is not None:
-            log.info('queue %r: recovering the jobs of an earlier life', queue.name)
+            self._tell(logging.INFO, 'queue %r: recovering the jobs of an earlier life', queue.name)
             record.died()
         if serving:
-            log.critical('queue %r: dispatcher %s was held for dead', queue.name, uuid)
+            self._tell(
+                logging.CRITICAL, 'queue %r: dispatcher %s was held for dead', queue.name, uuid
+            )
             record.reactivate()
         else:
             record.activate(self.witness.place, os.getpid(), hosts.here())
@@ -132,8 +138,8 @@ class Chores:
             if record.activated is None:
                 changed |= record.emptied()
             elif self.liveness.is_dead(record):
-                log.error(
-                    'queue %r: dispatcher %s is dead; its jobs go to others',
+                self._tell(
+                    logging.ERROR, 'queue %r: dispatcher %s is dead; its jobs go to others',
                     queue.name, record.UUID,
                 )  # fmt: skip
                 record.died()
@@ -149,11 +155,17 @@ class Chores:
             return False
         name = record.queue.name, record.UUID, record.host, record.pid
         if is_stuck:
-            log.error(
+            self._tell(
+                logging.ERROR,
                 'queue %r: dispatcher %s (%s, process %s) lives, and makes no passes any more:'
                 ' what it has claimed may wait; look what blocks it, or end it', *name,
             )  # fmt: skip
         else:
-            log.info('queue %r: dispatcher %s (%s, process %s) makes passes again', *name)
+            text = 'queue %r: dispatcher %s (%s, process %s) makes passes again'
+            self._tell(logging.INFO, text, *name)
         record.found_stuck(is_stuck)
         return True
+
+    def _tell(self, level, text, *args):
+        """Log that once it is committed: until then it has not happened."""
+        self._news.append((level, text, args))
