@@ -184,7 +184,7 @@ BUGS = [
     Bug(
         'what is claimed is not listed with the agent',
         'model/agent.py',
-        '        self.running[oid] = (token, job, ahead, now, *replaced)\n',
+        '        self.running[oid] = (token, job, _packed(token, ahead, now), *replaced)\n',
         '        pass\n',
         Seeds(0, 100),
     ),
