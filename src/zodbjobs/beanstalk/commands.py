@@ -114,7 +114,7 @@ class Commands:
 
     def do_watch(self, client, name):
         if name not in client.watch:
-            client.watch[name] = None
+            client.watch = {**client.watch, name: None}
             self.uses.update([name])
         self.tube(name)
         return b'WATCHING %d\r\n' % len(client.watch)

@@ -91,9 +91,9 @@ class Client:
         return [self.use, *self.watch]
 
     def state(self):
-        """What a batch may change, to `restore` it."""
+        """What a batch may change, to `restore` it.  `watch` is replaced, never changed."""
         return (
-            self.commands.copy(), self.use, self.watch.copy(), self.held.copy(),
+            self.commands.copy(), self.use, self.watch, self.held.copy(),
             self.waits, self.until, self.puts, self.works, self.ends,
         )  # fmt: skip
 

@@ -14,7 +14,6 @@ from zodbjobs.beanstalk.store import (
     DELAY,
     KICKS,
     RELEASES,
-    URGENT_BELOW,
     Reservation,
     Store,
 )
@@ -227,7 +226,9 @@ class OwnStore(Store):
     def reserve_job(self, job):
         tube = self._tube_of(job)
         if tube is None:
-            return super().reserve_job(job)
+            reservation = super().reserve_job(job)
+            self._has_filed(job.queue)
+            return reservation
         if job._status == status.HELD:
             tube.queue.held.pop(job.oid, None)
             tube.refile(job)
@@ -335,12 +336,12 @@ class OwnStore(Store):
         if tube is None:
             return super().counts(queue)
         self._sort(queue)
-        ready, urgent = tube.counts_of_ready(URGENT_BELOW)
+        ready, urgent, later = tube.counts()
         return {
             'urgent': urgent,
             'ready': ready,
             'reserved': len(tube.lent) + len(queue.leases),
-            'delayed': len(queue.ready.later),
+            'delayed': later,
             'buried': len(queue.held),
         }
 

@@ -32,9 +32,7 @@ from zodbjobs.model.message import Message
 from zodbjobs.model.number import Numbers
 from zodbjobs.model.queue import Queue, Queues, group_of
 from zodbjobs.model.ready import PRIORITY
-
-#: Below this priority a ready job is called urgent.
-URGENT_BELOW = 1024
+from zodbjobs.model.tube import URGENT_BELOW
 
 #: So many ready jobs of a tube are looked up at once.
 LOOK_AHEAD = 50
@@ -560,7 +558,7 @@ class Store:
             'tube': job.queue.name,
             'state': state,
             'pri': job._priority,
-            'age': _seconds(self.now - job._put),
+            'age': max(0, _seconds(self.now - job._put)),  # it may be of this batch
             'delay': _deed_of(job, DELAY),
             'ttr': _seconds(120 * clock.SECOND if job._lease is None else job._lease),
             'time-left': 0 if end is None else max(0, _seconds(end - self.now)),

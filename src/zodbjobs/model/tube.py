@@ -35,6 +35,9 @@ from zodbjobs.model.ready import (
 #: Ready jobs that are looked up at once, and the most that are kept in mind.
 FILL, MOST = 500, 20_000
 
+#: A ready job with a smaller priority counts as urgent.
+URGENT_BELOW = 1024
+
 #: Before all places: then nothing is known of what is ready.
 NOTHING_KNOWN = (-1, -1)
 
@@ -59,6 +62,7 @@ class Tube:
         self._heap = []  # places, the first one first; some are outdated
         self._live = {}  # oid -> the Place in the heap that counts
         self._end = NOTHING_KNOWN  # (priority, token) up to which the heap knows all; None: all
+        self._counts = None  # [due, of them urgent, later]: entries, once they were counted
 
     @staticmethod
     def suits(queue):
@@ -123,12 +127,14 @@ class Tube:
         group = group_of(job)
         if later:
             self.ready.later.add(order_key(job._due), (job._token, group, job))
+            self._count(later=1)
         else:
             self._file_due(group, job._token, job)
         self.ready.waiting.change(1)
 
     def _file_due(self, group, token, job):
         slot = self.ready.groups.add(group, token, (token, job), Sorted)
+        self._count(1, group[PRIORITY])
         self._note(Place(group[PRIORITY], token, group, slot, job))
 
     def mature(self, now):
@@ -136,6 +142,7 @@ class Tube:
         later, count = self.ready.later, 0
         while count < FILL and later and later.minKey() >> TIE_BITS <= now:
             token, group, job = later.pop(later.minKey())
+            self._count(later=-1)
             self._file_due(group, token, job)
             count += 1
         return count > 0
@@ -157,6 +164,7 @@ class Tube:
     def forget(self):
         """Know nothing of what is ready: somebody else has filed or taken."""
         self._heap, self._live, self._end = [], {}, NOTHING_KNOWN
+        self._counts = None
 
     def _look(self):
         """Look up what is ready."""
@@ -179,7 +187,7 @@ class Tube:
         self._live[place.job._p_oid] = place
         heapq.heappush(self._heap, place)
         if len(self._heap) > MOST:
-            self.forget()
+            self._heap, self._live, self._end = [], {}, NOTHING_KNOWN
 
     # lend, and take
 
@@ -200,11 +208,19 @@ class Tube:
         self.lent.pop(oid, None)
         self._live.pop(oid, None)
         self.ready.take(place.group, place.slot)
+        self._count(-1, place.priority)
         self.ready.waiting.change(-1)
 
     def withdraw(self, job):
         """Take the entry of a job off that is not lent, ready or later; False if it has none."""
-        if not self.ready.withdraw(group_of(job), job._due, job._token):
+        group = group_of(job)
+        found = self.ready.find(group, job._token)
+        if found is not None:
+            self.ready.take(*found)
+            self._count(-1, group[PRIORITY])
+        elif self.ready.withdraw(group, job._due, job._token):
+            self._count(later=-1)
+        else:
             return False
         self._live.pop(job._p_oid, None)
         self.ready.waiting.change(-1)
@@ -218,13 +234,31 @@ class Tube:
             place = Place(group[PRIORITY], job._token, group, slot, job)
         return place
 
-    def counts_of_ready(self, below):
-        """(how many are ready, how many of these have a priority below that one)."""
-        found = first = 0
-        groups = self.ready.groups
-        for group, tree in zip(groups, groups.values(), strict=True):
-            if group[PRIORITY] != URGENT:
-                found += len(tree)
-                first += len(tree) if group[PRIORITY] < below else 0
+    # count
+
+    def _count(self, due=0, priority=0, later=0):
+        """There are so many entries more."""
+        if self._counts is not None:
+            self._counts[0] += due
+            self._counts[1] += due if priority < URGENT_BELOW else 0
+            self._counts[2] += later
+
+    def counts(self):
+        """(how many are ready, how many of these are urgent, how many are due later).
+
+        They are counted once, and kept up to date from then on.
+        """
+        if self._counts is None:
+            groups = self.ready.groups
+            trees = [
+                (group[PRIORITY], len(tree))
+                for group, tree in zip(groups, groups.values(), strict=True)
+                if group[PRIORITY] != URGENT
+            ]
+            urgent = sum(count for priority, count in trees if priority < URGENT_BELOW)
+            due = sum(count for _, count in trees)
+            self._counts = [due, urgent, len(self.ready.later)]
         lent = self.lent.values()
-        return found - len(lent), first - sum(place.priority < below for place in lent)
+        due, urgent, later = self._counts
+        urgent -= sum(place.priority < URGENT_BELOW for place in lent)
+        return due - len(lent), urgent, later

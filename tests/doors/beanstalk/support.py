@@ -35,6 +35,12 @@ class Desk:
         self.store.prepare()
         self.gateway = Gateway(self.store, body_bytes)
         self.gateway.call_later = self.reactor.callLater
+        self.failures = []  # of batches, which the gateway survives
+        self.may_fail = False
+        single_steps = self.gateway._single_steps
+        self.gateway._single_steps = lambda error: (
+            self.failures.append(error) or single_steps(error)
+        )
 
     def client(self):
         return Talk(self)
@@ -56,6 +62,10 @@ class Desk:
             self.time.advance(0.1)
             self.reactor.advance(0.1)
             self.settle()
+
+    def check(self):
+        """Nothing went wrong that should not."""
+        assert self.may_fail or self.failures == []
 
     def close(self):
         self.store.close()
@@ -188,3 +198,4 @@ def desk(**options):
         yield made
     finally:
         made.close()
+    made.check()

@@ -459,6 +459,7 @@ def test_a_commit_that_was_cut_off_counts_once(made, monkeypatch):
 
 
 def test_a_command_that_fails_harms_its_client_only(desk, talk, monkeypatch):
+    desk.may_fail = True
     other = desk.client()
     put = desk.store.put
 

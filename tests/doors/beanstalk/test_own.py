@@ -164,6 +164,34 @@ def test_jobs_of_python_are_lent_as_everywhere(desk, talk):
     found = second.store.connection.get(job._p_oid)
     assert (found.status, found.outcome) == ('completed', 'success')
     assert second.store.connection.get(other._p_oid).status == 'active'
+    second.check()
+    second.store.close()
+
+
+def test_jobs_of_python_are_taken_by_their_numbers(desk, talk):
+    desk.store.begin()
+    queue = desk.store.tube('default', make=True)
+    for body in (b'a', b'b', b'c', b'd'):
+        queue.put(Message(body))
+    desk.store.manager.commit()
+    desk.store.close()
+    second = support.Desk(desk.db, source=desk.time, own=True)
+    talk = second.client()
+    number = int(talk.say(b'reserve').split()[1])
+    assert talk.say(b'release %d 0 0' % number) == RELEASED
+    found = []
+    for _ in range(3):
+        found.append(int(talk.say(b'peek-ready').split()[1]))
+        assert talk.say(b'reserve-job %d' % found[-1]).startswith(b'RESERVED')
+    assert talk.say(b'reserve').endswith(b'd\r\n')
+    assert talk.say(b'reserve-with-timeout 0') == b'TIMED_OUT\r\n'
+    facts = talk.facts(b'stats-tube default')
+    assert (facts['current-jobs-ready'], facts['current-jobs-reserved']) == ('0', '4')
+    assert talk.say(b'delete %d' % found[1]) == DELETED
+    assert talk.say(b'bury %d 0' % found[2]) == BURIED
+    facts = talk.facts(b'stats-tube default')
+    assert (facts['current-jobs-buried'], facts['current-jobs-reserved']) == ('1', '2')
+    second.check()
     second.store.close()
 
 
@@ -182,6 +210,7 @@ def test_a_queue_with_quotas_is_served_as_everywhere(desk, talk):
     assert talk.say(b'reserve-with-timeout 0') == b'TIMED_OUT\r\n'
     assert talk.say(b'delete ' + first.split()[1]) == DELETED
     assert talk.say(b'reserve-with-timeout 0').endswith(b'2\r\n')
+    second.check()
     second.store.close()
 
 
