@@ -1,9 +1,13 @@
 """Claims on every storage: one holder at a time; who lost the lease commits nothing."""
 
+import pathlib
+import subprocess
+import sys
 import threading
 
 import pytest
 import transaction
+from persistent.mapping import PersistentMapping
 from ZODB.POSException import ConflictError
 
 from tests.storages.support import together
@@ -99,3 +103,45 @@ def test_every_job_is_claimed_once(workers):
 
     assert together(consume, workers) == []
     assert sorted(done) == sorted(b'%d' % number for number in range(20))
+
+
+SCRIPT = pathlib.Path(__file__).parents[2] / 'docs' / 'examples' / 'claims' / 'resizer.py'
+
+
+@pytest.mark.processes
+def test_the_script_of_the_page_works_until_it_is_killed_and_goes_on_after_that(shared):
+    with shared.db.transaction() as connection:
+        root = connection.root()
+        root[KEY] = Queues()
+        root[KEY]['images'] = Queue()
+        root['sizes'] = PersistentMapping()
+
+    def put(*bodies):
+        with shared.db.transaction() as connection:
+            queue = connection.root()[KEY]['images']
+            for body in bodies:
+                queue.put(Message(body), retries=0)
+
+    def sizes():
+        with shared.db.transaction() as connection:
+            return dict(connection.root()['sizes'])
+
+    def is_done(body):
+        return wait_until(lambda: sizes().get(body.decode()) == len(body), 30)
+
+    for bodies in ((b'1', b'22', b'\xff'), (b'333',)):
+        put(*bodies)
+        with subprocess.Popen([sys.executable, str(SCRIPT), shared.uri]) as script:
+            try:
+                assert is_done(bodies[0])
+                put(b'late' + bodies[0])
+                assert is_done(b'late' + bodies[0])
+                assert script.poll() is None
+            finally:
+                script.kill()
+    assert sizes() == {'1': 1, '22': 2, 'late1': 5, '333': 3, 'late333': 7}
+    with shared.db.transaction() as connection:
+        queue = connection.root()[KEY]['images']
+        assert len(queue) == 0
+        (record,) = queue.consumers.values()
+        assert 'UnicodeDecodeError' in str([job.result for job in record.completed])
