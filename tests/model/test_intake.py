@@ -235,6 +235,22 @@ def test_a_put_into_a_chunk_that_went_meanwhile_is_found(sides, turned):
     assert intake.prune(turned.micros()) == 1
 
 
+def test_what_came_late_is_sorted_for_everybody(sides, turned):
+    """Only slow polls look into chunks that are out of use: consumers never do."""
+    slow, dispatcher, claimer = sides
+    (late,) = put(slow)
+    dispatcher.begin()
+    emptied(dispatcher, turned)
+    slow.commit()
+    dispatcher.begin()
+    look = dispatcher.look()
+    look.sort(late=True)
+    look.file_rest()
+    dispatcher.commit()
+    claimer.begin()
+    assert [found.oid for found in claimer.claim(1)] == [late._p_oid]
+
+
 def test_a_chunk_that_was_closed_conflicts_and_loses_nothing(sides, turned):
     slow, dispatcher, _ = sides
     put(slow)

@@ -21,6 +21,7 @@ from zodbjobs.interfaces import (
     DeadlineSoon,
     QueueFull,
 )
+from zodbjobs.model import intake
 from zodbjobs.model.claim import claim_on
 from zodbjobs.runtime import consumer as consumer_module
 
@@ -304,6 +305,26 @@ def test_a_dispatcher_takes_leases_back_by_its_timer(side, turned):
             assert len(layer.queue.leases) == 0
     finally:
         testing.tearDown()
+
+
+def test_a_message_of_a_long_transaction_is_found(layer, monkeypatch):
+    """A dispatcher that may not take it itself, as there is no handler, sorts it for others."""
+    monkeypatch.setattr(intake, 'lane_number', lambda jar: 0)
+    manager = transaction.TransactionManager()
+    connection = layer.db.open(manager)
+    connection.root()[KEY][''].put(Message(b'late'))
+    for _ in range(2 * intake.CHUNK_ENTRIES):
+        layer.queue.put(Message(b'early'))
+        transaction.commit()
+    with layer.queue.consumer('worker') as consumer:
+        while (claim := consumer.claim(0)) is not None:
+            claim.finish()
+            transaction.commit()
+        layer.reactor.time_flies(10)
+        manager.commit()
+        connection.close()
+        layer.reactor.time_flies(10)
+        assert consumer.claim(0).body == b'late'
 
 
 def test_a_late_finish_is_lost_once_somebody_else_has_the_job(house, side, consumer, turned):

@@ -87,6 +87,7 @@ class Round:
         self.rooms = {}  # quota name -> free places
         self.full = {}  # sorted group -> the name of the quota that is full
         self.cleaned = set()  # names of quotas that forgot what runs no more
+        self.out_of_use = set()  # oids of chunks in which only a late round finds anything
         self.sorted_count = 0  # entries that came to the trees, less those that left
         self.deadlines = {}  # oid of a job -> Entry, of fresh entries that have a deadline
         self.touched = False  # anything was moved
@@ -105,6 +106,7 @@ class Round:
         self.touched |= bool(self.ready.mature(self.now, SORT_LIMIT))
         intake = self.queue.intake
         entries = list(intake.entries(SORT_LIMIT, self.lanes, late))
+        self.out_of_use = {chunk._p_oid for chunk in intake.closing.values()} if late else set()
         others = [i for i in range(LANES) if i not in self.lanes]
         if others and len(entries) < SORT_LIMIT:
             foreign = intake.entries(SORT_LIMIT, others)
@@ -431,7 +433,8 @@ class Round:
     def file_rest(self, leave=LEFT_IN_LANES):
         """Sort what was not claimed, and bring the count of sorted jobs up to date."""
         rest = [item for stream in self.fresh.values() for item in stream]
-        if len(rest) > leave or self.deadlines:
+        came_late = any(chunk._p_oid in self.out_of_use for _, chunk, *_ in rest)
+        if len(rest) > leave or self.deadlines or came_late:
             for token, chunk, group, job in rest:
                 oid = int.from_bytes(job._p_oid, 'big')
                 del chunk[oid]
