@@ -37,6 +37,10 @@ class Groups(Persistent):
 
     # look
 
+    def parts(self):
+        """The objects of which one changes when a group comes."""
+        return (self._trees, self._heads)
+
     def get(self, group):
         """The tree of a group, or None."""
         found = self._trees.get(group)

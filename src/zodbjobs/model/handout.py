@@ -91,6 +91,7 @@ class Round:
         self.sorted_count = 0  # entries that came to the trees, less those that left
         self.deadlines = {}  # oid of a job -> Entry, of fresh entries that have a deadline
         self.touched = False  # anything was moved
+        self.is_sorted = False  # the lanes were read
         self.hindered = False  # a job was left because its agent still lists it
         #: Without a handler nobody but consumers can do anything with a message.
         self.takes_messages = queue.settings.handler is not None
@@ -102,6 +103,7 @@ class Round:
 
     def sort(self, late=False):
         """Read the lanes, with `late` also what came late to them, and move what is due."""
+        self.is_sorted = True
         self._open_free(late)
         self.touched |= bool(self.ready.mature(self.now, SORT_LIMIT))
         intake = self.queue.intake

@@ -35,6 +35,10 @@ class _Mapping(Persistent):
     def __init__(self):
         self._items = OOBTree()
 
+    def parts(self):
+        """The objects of which one changes when something is put here, or taken away."""
+        return (self._items,)
+
     def _key(self, key):
         return key
 

@@ -34,6 +34,7 @@ from zodbjobs.runtime.annotations import Notebook, Surroundings
 from zodbjobs.runtime.chores import Chores
 from zodbjobs.runtime.complaint import Complaints
 from zodbjobs.runtime.hearing import Hearing
+from zodbjobs.runtime.idle import still_idle
 from zodbjobs.runtime.liveness import LOOK_SECONDS, Liveness
 from zodbjobs.runtime.look import Look, earliest, is_late, poll_results, status_info, still_held
 from zodbjobs.runtime.pool import (
@@ -140,6 +141,7 @@ class Dispatcher:
         self._guard = threading.RLock()
         self._landed = threading.Condition(self._guard)  # the last job has ended
         self._pass_lock = threading.Lock()
+        self._idle = {}  # queue name -> Idle, where there was nothing to do
         self._flight = {}  # filing -> Assignment: what takes a slot, from claim to report
         self._reports = []  # Reports not yet written to the database
         self._unsure = []  # claimed by a commit whose answer was lost: made, or not
@@ -209,7 +211,7 @@ class Dispatcher:
     def _forget_former_life(self):
         """What still runs from before the latest stop was handed back, and concerns us no more."""
         with self._guard:
-            self.queues = {}
+            self.queues, self._idle = {}, {}
             self._flight.clear()
             self._threadless.clear()
             self._deferred.clear()
@@ -356,10 +358,11 @@ class Dispatcher:
             if queues and self._unsure:
                 claimed, self._unsure = still_held(self.UUID, queues, self._unsure), []
                 self._send_out(claimed, poll)
+            idle = {} if slow else still_idle(self._idle, queues, reports)
             looks = [
                 Look(self, queue, reports, slow)
                 for name, queue in queues.items()
-                if name in self._chores.served
+                if name in self._chores.served and name not in idle
             ]
             found = [assignment for look in looks for assignment in look.make()]
             orphans = [report for report in reports if report.assignment.queue not in queues]
@@ -388,10 +391,11 @@ class Dispatcher:
             self.statistics.polled(poll_results(self, queues, found), poll)
         if slow:
             self._end_orphans(queues)
-        is_new = self._listener.attend(queues.values(), self.UUID)
+        is_new = self._listener.attend(queues.values(), self.UUID, idle.values())
         if is_new or any(look.released for look in looks):
             self._ring()
-        return earliest(*(look.wake_at for look in looks))
+        self._idle = {**idle, **{look.queue.name: look.idle for look in looks if look.idle}}
+        return earliest(*(look.wake_at for look in (*looks, *idle.values())))
 
     def _tell_statistics(self, reports):
         """Outcomes that were left to us are written now."""

@@ -22,12 +22,13 @@ class Hearing:
         """Whether commits of other processes ring here, at this moment, wherever queues lie."""
         return all(listener.pushes for listener in self._listeners.values())
 
-    def attend(self, queues, uuid):
+    def attend(self, queues, uuid, idle=()):
         """Listen where these queues lie, for what concerns the dispatcher `uuid` there.
 
-        True if some of them lie where nobody listened until now.
+        `idle`: the `Idle` of queues that nobody has looked at now.  True if some of
+        the queues lie where nobody listened until now.
         """
-        homes = {}
+        homes, known = {}, {each.queue.name: each.watched for each in idle}
         for queue in queues:
             homes.setdefault(queue._p_jar.db(), []).append(queue)
         new = [db for db in homes if db not in self._listeners]
@@ -35,7 +36,10 @@ class Hearing:
             self._listeners[db] = wakeup.listen(db, self._ring)
         for db, listener in list(self._listeners.items()):
             if listener.pushes:
-                listener.watch(_watched(homes.get(db, ()), uuid))
+                oids = {_ROOT}
+                for queue in homes.get(db, ()):
+                    oids |= known.get(queue.name) or watched_of(queue, uuid)
+                listener.watch(oids)
         return bool(new)
 
     def close(self):
@@ -44,16 +48,14 @@ class Hearing:
             listener.close()
 
 
-def _watched(queues, uuid):
-    """The oids of what changes when there is work in these queues of one database."""
-    oids = {_ROOT}
-    for queue in queues:
-        oids |= queue.intake.oids()
-        oids.update(quota._p_oid for quota in queue.quotas.values())
-        oids.add(queue.settings._p_oid)
-        record = queue.dispatchers.get(uuid)
-        if record is not None:
-            oids.update(agent._p_oid for agent in record.values())
+def watched_of(queue, uuid):
+    """The oids of what changes when there is work in a queue for the dispatcher `uuid`."""
+    oids = queue.intake.oids()
+    oids.update(quota._p_oid for quota in queue.quotas.values())
+    oids.add(queue.settings._p_oid)
+    record = queue.dispatchers.get(uuid)
+    if record is not None:
+        oids.update(agent._p_oid for agent in record.values())
     oids.discard(None)
     return oids
 

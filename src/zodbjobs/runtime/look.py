@@ -13,6 +13,7 @@ from zodbjobs.interfaces import JobCompleted
 from zodbjobs.model import hosts
 from zodbjobs.model.claim import take_back
 from zodbjobs.model.handout import Round
+from zodbjobs.runtime.idle import Idle
 from zodbjobs.runtime.retire import Retirement
 
 log = logging.getLogger('zodbjobs.events')
@@ -31,6 +32,7 @@ class Look:
         self.retirement = Retirement(queue, clock.micros())
         self.wake_at = None
         self.is_worth_a_commit = False
+        self.idle = None  # an Idle, when there is nothing to do
         self._hindered = False
 
     @property
@@ -66,8 +68,19 @@ class Look:
             look.left_until,
             *(moment for moment in ahead if moment is not None and moment > now),
         )
+        if not found and self._has_nothing(look):
+            self.idle = Idle(queue, self.record, self.wake_at)
         database = queue._p_jar.db().database_name
         return [assignment._replace(database=database) for assignment in found]
+
+    def _has_nothing(self, look):
+        """Whether nothing is due here, whoever has room for it, and nothing is to be done."""
+        return (
+            look.is_sorted
+            and not (self.is_worth_a_commit or self._hindered or self.reports)
+            and not (look.fresh or look.left_until or self.queue.ready.groups)
+            and all(agent.chooser is None for agent in self.record.values())
+        )
 
     def retire(self):
         """Write what ended; once."""

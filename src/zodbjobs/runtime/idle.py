@@ -1,0 +1,57 @@
+"""That a queue has nothing to do for a dispatcher: then a pass need not look at it.
+
+A dispatcher may serve a hundred queues of which two have work.  What would bring
+work to an idle one changes one of a few objects, and the connection tells what
+was changed by others: it makes a ghost of that.  So a glance at those objects
+stands for the look.  Anything missed so is found by the next poll, which looks
+everywhere.
+
+Used by the dispatcher, in its passes, with its connection.
+"""
+
+from zodbjobs import clock
+from zodbjobs.runtime.hearing import watched_of
+
+
+class Idle:
+    """`queue` had nothing for the dispatcher of `record` to do before `wake_at` (microseconds)."""
+
+    def __init__(self, queue, record, wake_at):
+        self.queue = queue
+        self.wake_at = wake_at
+        #: The oids whose change would bring work, for who listens to a storage that pushes.
+        self.watched = watched_of(queue, record.UUID)
+        self._parts = []
+        for part in _parts(queue, record):
+            part._p_activate()
+            self._parts.append((part, part._p_serial))
+
+    def holds(self, queue, now):
+        """Whether `queue`, as it is in the present transaction, is the same and as it was."""
+        return (
+            queue is self.queue
+            and (self.wake_at is None or now < self.wake_at)
+            and all(part._p_changed is False and part._p_serial == was for part, was in self._parts)
+        )
+
+
+def _parts(queue, record):
+    """What changes when there is work: with new entries, with what others sort, with settings."""
+    yield from (queue.settings, queue.ready.waiting, queue.leases.slots, record)
+    yield from queue.ready.groups.parts()
+    yield from record.parts()
+    yield from record.values()
+    for lane in queue.intake.lanes:
+        yield lane
+        yield from (chunk for chunk in lane.values() if chunk is not None)
+
+
+def still_idle(known, queues, reports):
+    """Those of `known`, {queue name: Idle}, that a pass with these Reports need not look at."""
+    told = {report.assignment.queue for report in reports}
+    now = clock.micros()
+    return {
+        name: idle
+        for name, idle in known.items()
+        if name not in told and idle.holds(queues.get(name), now)
+    }
