@@ -1,5 +1,7 @@
 """Agents that run several tiny jobs in one commit: what goes together, and what goes alone."""
 
+import logging
+
 import pytest
 import transaction
 from persistent.mapping import PersistentMapping
@@ -7,7 +9,9 @@ from persistent.mapping import PersistentMapping
 from tests.runtime.support import root
 from zodbjobs import Agent, Job, clock, local, status
 from zodbjobs.model.retry import NeverRetry
+from zodbjobs.runtime.joblog import ANNOTATION
 
+log = logging.getLogger('shop')
 seen = []
 
 
@@ -101,6 +105,27 @@ def test_tiny_jobs_are_one_commit(layer):
     assert set(layer.root['log']) == {-1, *range(10)}
     assert list(layer.agent.completed)[9::-1] == jobs or len(list(layer.agent.completed)) == 11
     assert layer.dispatcher.getStatistics()['successful'] == 11
+
+
+def note_and_warn(number):
+    log.info('not kept of a success')
+    log.warning('number %s', number)
+    return note(number)
+
+
+def test_what_they_warn_of_is_kept_with_each(layer):
+    """As of jobs that run alone; of one that is run again, what it said then."""
+    jobs = [Job(note, 1), Job(note_and_warn, 2), Job(note_and_warn, 3), Job(note_and_conflict, 4)]
+    commits = run_all(layer, *jobs[:3])
+    assert together(commits, *jobs[:3])
+    assert [kept(job) for job in jobs[:3]] == [[], ['number 2'], ['number 3']]
+    again = Job(note_and_warn, 5)
+    run_all(layer, again, jobs[3])
+    assert seen.count(5) == 2 and kept(again) == ['number 5']
+
+
+def kept(job):
+    return [text for _, level, text in job.annotations.get(ANNOTATION, ())]
 
 
 def test_without_it_each_has_its_own(layer):

@@ -22,7 +22,7 @@ from zodbjobs import clock, local, status
 from zodbjobs.interfaces import JobCompleted, JobStarted
 from zodbjobs.model.call import check_storable
 from zodbjobs.model.job import Job
-from zodbjobs.runtime import ride, tracing
+from zodbjobs.runtime import joblog, ride, tracing
 from zodbjobs.runtime.attempt import FINISHED, Attempt, Report, shown
 
 trace = logging.getLogger('zodbjobs.trace')
@@ -43,6 +43,7 @@ class Together:
         self.until = clock.monotonic() + seconds
         self.alone = []  # Assignments that cannot be done so
         self.done = []  # (Assignment, text of the result, facts) of those that can
+        self.lines = {}  # Assignment -> what its job has logged that is worth keeping
 
     def make(self):
         """Do them; returns (Reports, Assignments that are to be run alone).  Never raises."""
@@ -108,6 +109,9 @@ class Together:
         if job._status != status.COMPLETED:  # it was given a callback
             start.rollback()
             return None
+        lines = joblog.end().kept(succeeded=True)
+        if lines:
+            self.lines[assignment] = lines
         return shown(value), {'result_ttl': job._result_ttl, 'job_id': job._id}
 
 

@@ -103,7 +103,10 @@ class Worker:
     def _keep_log(self, report):
         """Keep what the job's code has logged beside the job, if that may be of use."""
         about = joblog.end()
-        lines = about.kept(report.kind == FINISHED and not report.failed) if about.lines else ()
+        if about.lines:
+            self._keep_lines(report, about.kept(report.kind == FINISHED and not report.failed))
+
+    def _keep_lines(self, report, lines):
         if lines and report.result_ttl != 0:
             address = report.assignment.oid, report.assignment.database
             self.dispatcher.notebook.add_to(address, joblog.ANNOTATION, lines)
@@ -111,12 +114,14 @@ class Worker:
     def _do_together(self, assignment):
         """Do this job and further ones in one transaction; those that cannot be done so wait."""
         started, pool = clock.monotonic(), self.pool
-        reports, alone = Together(self, assignment, pool.take_ahead, pool.coalesce).make()
+        together = Together(self, assignment, pool.take_ahead, pool.coalesce)
+        reports, alone = together.make()
         pool.measured((clock.monotonic() - started) / (len(reports) + len(alone)))
         self.assignment = None
         joblog.end()
         pool.begin_alone(alone)
         for report in reports:
+            self._keep_lines(report, together.lines.get(report.assignment, ()))
             self.dispatcher.reported(report)
 
     def has_begun(self, assignment, job):
