@@ -2,7 +2,8 @@
 
 The costs are those of one connection, each with its commit.  The conflicts are
 counted with several workers that take and finish ids, and an application that
-bumps ids in transactions that stay open for a while.
+bumps ids in transactions that stay open for a while.  Storages other than a file
+get fewer ids; the rows say how many.
 """
 
 import random
