@@ -56,12 +56,18 @@ class Other:
         self.connection.close()
 
 
+def taken_out(queue):
+    """The turns that are due, which nobody else will make now."""
+    due = [job for job in queue if job.begin_after <= clock.now() and 'work' not in job.call_name]
+    for job in due:
+        queue.remove(job)
+    return due
+
+
 def made(runner):
     """Make a turn by hand, and commit it; the one that was put for it is not made again."""
     transaction.begin()
-    for job in [job for job in runner.queue if job.begin_after <= clock.now()]:
-        if 'work' not in job.call_name:
-            runner.queue.remove(job)
+    taken_out(runner.queue)
     runner.turn()
     transaction.commit()
 
@@ -77,10 +83,8 @@ def turned_at(layer, seconds):
     """Let time pass to a moment, and make the turns that were put for it."""
     layer.reactor.time_flies(seconds)
     transaction.begin()
-    for job in [job for job in layer.queue if job.begin_after <= clock.now()]:
-        if 'work' not in job.call_name:
-            layer.queue.remove(job)
-            job.callable()
+    for job in taken_out(layer.queue):
+        job.callable()
     transaction.commit()
 
 

@@ -5,27 +5,19 @@ import logging
 
 import pytest
 import transaction
-from persistent.mapping import PersistentMapping
 from ZODB.POSException import ConflictError
 
-from zodbjobs import local, testing
+from zodbjobs import local
 from zodbjobs.runtime import ride
-from zodbjobs.tasks import Tasks
 
 heard = []
 plan = {}
 
 
-@pytest.fixture
-def layer():
+@pytest.fixture(autouse=True)
+def forget():
     heard.clear()
     plan.clear()
-    layer = testing.setUp()
-    layer.root['book'] = PersistentMapping()
-    transaction.commit()
-    layer.tasks = Tasks(layer.queue)
-    yield layer
-    testing.tearDown()
 
 
 def book():

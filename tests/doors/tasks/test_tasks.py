@@ -9,7 +9,7 @@ import ZODB
 from persistent.mapping import PersistentMapping
 from ZODB.FileStorage import FileStorage
 
-from zodbjobs import clock, local, status, testing
+from zodbjobs import clock, local, status
 from zodbjobs.interfaces import (
     CancelledError,
     DependencyError,
@@ -22,16 +22,10 @@ calls = []
 moods = {}
 
 
-@pytest.fixture
-def layer():
+@pytest.fixture(autouse=True)
+def forget():
     calls.clear()
     moods.clear()
-    layer = testing.setUp()
-    layer.root['book'] = PersistentMapping()
-    transaction.commit()
-    layer.tasks = Tasks(layer.queue)
-    yield layer
-    testing.tearDown()
 
 
 @pytest.fixture
