@@ -196,7 +196,7 @@ class Attempt:
             return TELL
         if job._status != status.PENDING:
             raise _Over(STALE)
-        if hosts.missing(job.needs, hosts.here()):
+        if job.needs and hosts.missing(job.needs, hosts.here()):
             raise _Over(RETURNED)
         error = job.due_error(clock.micros())
         if error is None and job._interrupted:
@@ -695,7 +695,7 @@ class CallbackAttempt(Attempt):
             raise _Over(FINISHED)
         if job._status == status.CALLBACKS:
             return TELL
-        if hosts.missing(job.needs, hosts.here()):
+        if job.needs and hosts.missing(job.needs, hosts.here()):
             self._file_main(0, job.needs)
             raise _Over(RELEASED)
         error = job.due_error(clock.micros()) if job._begin_by is not None else None
