@@ -762,3 +762,21 @@ def test_policies_keep_their_place_over_transactions(side, queue):
     side.connection.cacheMinimize()
     assert job.getRetryPolicy() is job.getRetryPolicy()
     assert job.getRetryPolicy().plan.backoff == policy.plan.backoff
+
+
+def test_when_its_first_callbacks_had_ended(side, queue, turned):
+    """As zc.async has it: None before, and its own end where there were none to tell."""
+    alone, followed = queue.put(work), queue.put(work)
+    callback = followed.addCallback(work)
+    side.commit()
+    assert side.claimed_jobs(2) == [alone, followed]
+    side.run(alone)
+    assert alone.initial_callbacks_end == alone.active_end
+    followed.begun(clock.micros(), None)
+    followed.settled('result')
+    turned.advance(5)
+    assert followed.initial_callbacks_end is None
+    callback.settled('told')
+    callback.finished()
+    followed.finished()
+    assert (followed.initial_callbacks_end - followed.active_end).total_seconds() == 5

@@ -46,9 +46,6 @@ AHEAD_LIMIT = 64
 #: Seconds between two looks whether the running job was cancelled, for a job that asks.
 CANCEL_LOOK_SECONDS = 1
 
-#: Seconds between tries to open a connection while the storage is away.
-OPEN_PAUSE_SECONDS = 1
-
 
 class Worker:
     """One thread of a pool, and what an attempt needs of it.  Used in that thread only."""

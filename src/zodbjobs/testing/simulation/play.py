@@ -96,7 +96,6 @@ class Play:
         self.tell = tell
         self.is_told = tell is not None
         self.step = None  # the number of the present step
-        self.turn_count = 0
         self.commit_count = 0
         self._violation = None
 
@@ -242,7 +241,6 @@ class Play:
 
     def _turn(self, actor):
         """Give an actor one turn, and check what came of it."""
-        self.turn_count += 1
         self.stage.give_turn(actor)
         self._see_commits()
         if actor.error is not None:
