@@ -19,6 +19,9 @@ BATCH = 500
 #: No run has more, so that none spends its time with putting.
 JOBS_LIMIT = 20_000
 
+#: For the agent that makes several jobs final in one commit.
+COALESCE_SECONDS = 0.02
+
 #: Threads for the jobs that take time.
 SLEEPERS = 4
 
@@ -29,9 +32,11 @@ GUESS_SECONDS = 0.05
 def measure(place, scale):
     for threads in scale.threads:
         yield (throughput(place, scale, f'jobs that do nothing, {_shown(threads)}', threads),)
-    threads = max(scale.threads)
-    name = f'jobs that write an object of their own, {_shown(threads)}'
-    yield (throughput(place, scale, name, threads, writing),)
+    own = 'jobs that write an object of their own'
+    for threads in dict.fromkeys((1, max(scale.threads))):
+        yield (throughput(place, scale, f'{own}, {_shown(threads)}', threads, writing),)
+    name = f'{own}, {_shown(1)}, coalesce={COALESCE_SECONDS}'
+    yield (throughput(place, scale, name, 1, writing, coalesce=COALESCE_SECONDS),)
     for seconds in scale.sleeps:
         name = f'jobs of {seconds * 1000:g} ms, {SLEEPERS} threads'
         yield (throughput(place, scale, name, SLEEPERS, sleeping(seconds), SLEEPERS / seconds),)
@@ -66,9 +71,9 @@ def computing(seconds):
     return lambda connection: Job(work.compute, seconds)
 
 
-def throughput(place, scale, name, threads, make=idle, most=None):
+def throughput(place, scale, name, threads, make=idle, most=None, coalesce=0):
     """The Figure of the median of some runs; `most` jobs/s could be done, commits apart."""
-    runs = [run(place, scale, threads, make, most) for _ in range(scale.rounds)]
+    runs = [run(place, scale, threads, make, most, coalesce) for _ in range(scale.rounds)]
     rate = statistics.median(found['rate'] for found in runs)
     found = min(runs, key=lambda found: abs(found['rate'] - rate))
     note = f'k {found["jobs_per_claim"]:.1f}, {found["commits_per_job"]:.2f} commits per job'
@@ -94,10 +99,15 @@ def wait_in(place, scale, make, most):
     return queue, count
 
 
-def run(place, scale, threads, make, most):
+def run(place, scale, threads, make, most, coalesce=0):
     """One run; returns its facts."""
     queue, count = wait_in(place, scale, make, most)
     with staff.dispatcher(place.db, threads) as dispatcher:
+        place.manager.begin()
+        for agent in queue.dispatchers[dispatcher.UUID].values():
+            if agent.coalesce != coalesce:
+                agent.coalesce = coalesce
+        place.manager.commit()
         claims = staff.Claims(dispatcher)
         before = place.tally.commits, place.tally.failures
         queue.unpause()
