@@ -49,6 +49,9 @@ SOON = SOON_SECONDS * clock.SECOND
 #: After a batch has failed so many commands of a client, and so many clients, are tried one by one.
 STEPS = 200
 
+#: So many entries that count no more may be among the moments that are waited for.
+OUTDATED = 10_000
+
 #: What is said of a database, once.
 AWAY, REFUSES = 'the database is out of reach: %s', 'the database takes no writes: %s'
 
@@ -154,6 +157,7 @@ class Gateway(Commands):
         self._stirred = set()  # names of tubes in which something may be ready now
         self._events = {}  # name of a tube with waiters -> when to look again, or None
         self._ends = []  # heap of (until, tie, client, number) of reservations
+        self._ends_limit = OUTDATED
         self._patience = []  # heap of (moment, tie, client): who waits until then
         self._asking = {}  # clients that have begun to wait, or may not want to any more
         self._ties = itertools.count()
@@ -555,6 +559,14 @@ class Gateway(Commands):
 
     def _note_end(self, client, number, until):
         heapq.heappush(self._ends, (until, next(self._ties), client, number))
+        if len(self._ends) > self._ends_limit:  # most are of jobs that were deleted long before
+            self._ends = [
+                (held.until, next(self._ties), each, number)
+                for each in self.clients
+                for number, held in each.held.items()
+            ]
+            heapq.heapify(self._ends)
+            self._ends_limit = 2 * len(self._ends) + OUTDATED
 
     # waiting
 
@@ -569,6 +581,13 @@ class Gateway(Commands):
         client.patience = min(moments, default=None)
         if moments:
             heapq.heappush(self._patience, (client.patience, next(self._ties), client))
+        if len(self._patience) > 2 * len(self.clients) + OUTDATED:
+            self._patience = [
+                (each.patience, next(self._ties), each)
+                for each in self.clients
+                if each.waits and each.patience is not None
+            ]
+            heapq.heapify(self._patience)
 
     def _unlist(self, client):
         for name in client.watch:

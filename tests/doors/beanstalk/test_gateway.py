@@ -397,6 +397,29 @@ def test_long_bodies_and_empty_ones(talk):
         assert talk.say(b'delete %d' % number) == DELETED
 
 
+def test_moments_that_are_over_are_not_kept(desk, talk, monkeypatch):
+    """Jobs with hours to run are deleted at once, and waits are served at once, all the time."""
+    monkeypatch.setattr('zodbjobs.beanstalk.gateway.OUTDATED', 10)
+    desk.gateway._ends_limit = 10
+    keeper, waiter = desk.client(), desk.client()
+    talk.put(b'kept', ttr=5)
+    assert keeper.say(b'reserve').startswith(b'RESERVED 1 ')
+    for _ in range(50):
+        waiter.send(b'reserve-with-timeout 3600\r\n')
+        desk.settle()
+        number = talk.put(b'x', ttr=3600)
+        assert waiter.heard() == reserved(number, b'x')
+        assert waiter.say(b'delete %d' % number) == DELETED
+    assert len(desk.gateway._ends) < 20
+    assert len(desk.gateway._patience) < 20
+    waiter.send(b'reserve-with-timeout 8\r\n')
+    desk.advance(5.1)
+    assert waiter.heard() == reserved(1, b'kept')
+    keeper.send(b'reserve-with-timeout 2\r\n')
+    desk.advance(2.3)
+    assert keeper.heard() == TIMED_OUT
+
+
 # Sharing the database ----------------------------------------------------------------------
 
 
