@@ -160,14 +160,23 @@ class Intake(Persistent):
         """Leave `entry` (an Entry) for the job of `oid` (int)."""
         lane = self.lanes[lane_number(jar)]
         if length_of(lane) > SPARE_CHUNKS:
-            lane = self._spare(lane)
+            lane = self.__dict__.get('_v_spare', lane)
+        chunk = lane[lane.maxKey()]
+        if length_of(chunk) > chunk_room(size_of(lane)):
+            if length_of(lane) > SPARE_CHUNKS:
+                lane = self._v_spare = self._spare(lane)
+            chunk = self._with_room(lane, oid)
+        chunk[oid] = stored(entry)
+
+    def _with_room(self, lane, oid):
+        """The newest chunk of a lane, or one more if that is full."""
         newest = lane.maxKey()
         chunk = lane[newest]
         if length_of(chunk) > chunk_room(size_of(lane)):
             chunk = new_bucket()
             # Two producers may do this in one microsecond: their jobs tell them apart.
             lane[max(clock.micros(), newest + 1) + oid % KEY_SPREAD] = chunk
-        chunk[oid] = stored(entry)
+        return chunk
 
     def _spare(self, lane):
         """`lane`, or one that is shorter by much."""
