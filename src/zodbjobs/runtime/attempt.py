@@ -220,8 +220,8 @@ class Attempt:
             return None
         if advice is False:
             return AbortedError(
-                f'{job!r} was interrupted ({job.interruptions} times counted) and may not run again;'
-                f' whether its work was done outside the database is not known'
+                f'{job!r} was interrupted ({job.interruptions} times counted) and may not run'
+                f' again; whether its work was done outside the database is not known'
             )
         self.reschedule(retry.due_of(advice), begin=False)
         return None
