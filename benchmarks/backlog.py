@@ -9,6 +9,7 @@ just before in the same database.
 import dataclasses
 import itertools
 import statistics
+import time
 import uuid
 
 import transaction
@@ -18,6 +19,7 @@ from benchmarks.measure import COST, MEGABYTE, Figure, Stopwatch, resident_bytes
 from zodbjobs import Agent, Queue, clock
 from zodbjobs.interfaces import KEY
 from zodbjobs.model.handout import Round
+from zodbjobs.model.intake import LINGER_SECONDS
 from zodbjobs.monitor import view
 
 #: Jobs that one claim takes.
@@ -63,9 +65,9 @@ def _fill_quotas(queues):
     """Let a waiting job have the only place of each quota, as far as the quota knows."""
     quotas = queues[''].quotas
     for job in queues['']:
-        (name,) = job.quota_names
-        if not len(quotas[name]):
-            quotas[name].take(job._token, job)
+        for name in job.quota_names:
+            if not len(quotas[name]):
+                quotas[name].take(job._token, job)
         if all(len(quota) for quota in quotas.values()):
             break
 
@@ -132,7 +134,7 @@ def _measure_shape(place, scale, shape, counts):
         place.manager.begin()
         shape.finish(queues)
         place.manager.commit()
-        verbs.times(1, scale.claim_seconds)  # the first claim shuts what is behind full quotas
+        claimer.pass_all()
         found = verbs.times(scale.claims, scale.claim_seconds)
         place.manager.begin()
         where = f'{waiting:,} {shape.title}'
@@ -207,21 +209,32 @@ class Claimer:
     def claim(self):
         """Claim K jobs of the queue '' and take the former ones off the agent's list.
 
-        One transaction, which looks at all queues, as a dispatcher's pass does.
+        One transaction, as a dispatcher's pass: it reads no lanes of queues whose agents
+        have no room, and takes chunks out of use.
         """
         self.manager.begin()
         agent = self.agents['']
         for oid, token in self._held:
             agent.retired(oid, token)
-        found = []
+        found, self._hindered = [], False
         for name, queue in self.queues.items():
-            look = Round(queue, clock.micros())
-            look.sort()
-            found += look.pick(self.agents[name], 0 if name else K)
-            look.file_rest()
+            if not name:
+                look = Round(queue, clock.micros())
+                look.sort()
+                found += look.pick(self.agents[name], K)
+                look.file_rest()
+                self._hindered |= look.hindered
+            queue.intake.prune(clock.micros())
         self.manager.commit()
         self._held = [(int.from_bytes(one.oid, 'big'), one.token) for one in found]
         return len(found)
+
+    def pass_all(self):
+        """Claim until all that is behind full quotas is shut: some hundred groups at a time."""
+        time.sleep(LINGER_SECONDS)  # what is empty by then goes out of use
+        self._hindered = True
+        while self._hindered:
+            self.claim()
 
     def sort(self):
         """Sort what lies in the lanes."""
