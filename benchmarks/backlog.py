@@ -134,7 +134,7 @@ def _measure_shape(place, scale, shape, counts):
         place.manager.begin()
         shape.finish(queues)
         place.manager.commit()
-        claimer.pass_all()
+        verbs.pass_all()
         found = verbs.times(scale.claims, scale.claim_seconds)
         place.manager.begin()
         where = f'{waiting:,} {shape.title}'
@@ -216,25 +216,18 @@ class Claimer:
         agent = self.agents['']
         for oid, token in self._held:
             agent.retired(oid, token)
-        found, self._hindered = [], False
+        found, self.hindered = [], False
         for name, queue in self.queues.items():
             if not name:
                 look = Round(queue, clock.micros())
                 look.sort()
                 found += look.pick(self.agents[name], K)
                 look.file_rest()
-                self._hindered |= look.hindered
+                self.hindered |= look.hindered
             queue.intake.prune(clock.micros())
         self.manager.commit()
         self._held = [(int.from_bytes(one.oid, 'big'), one.token) for one in found]
         return len(found)
-
-    def pass_all(self):
-        """Claim until all that is behind full quotas is shut: some hundred groups at a time."""
-        time.sleep(LINGER_SECONDS)  # what is empty by then goes out of use
-        self._hindered = True
-        while self._hindered:
-            self.claim()
 
     def sort(self):
         """Sort what lies in the lanes."""
@@ -260,6 +253,14 @@ class Verbs:
         self._place, self._claimer = place, claimer
         self._options = {} if shape.channel is None else {'channel': shape.channel}
         self._queue = place.producer.root()[KEY]['']
+
+    def pass_all(self):
+        """Claim until all that is behind full quotas is shut: some hundred groups at a time."""
+        time.sleep(LINGER_SECONDS)  # what is empty by then goes out of use
+        for _ in range(K):
+            self._put(Stopwatch())
+        while self._claimer.claim() < K or self._claimer.hindered:
+            pass
 
     def times(self, claims, seconds):
         """{verb: median seconds}; whatever reads meets K jobs more than the backlog."""
