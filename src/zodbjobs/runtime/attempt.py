@@ -662,14 +662,14 @@ class Attempt:
         failed = is_failure(job._result)
         self.worker.statistics.finished(self.assignment.job_id, failed, self.shown)
         if failed:
-            level = job._failure_log_level
-            log.log(
-                self.failure_level if level is None else level,
-                '%r failed: %s\n%s', job, job._result.getErrorMessage(),
-                job._result.getTraceback(detail='verbose'),
-            )  # fmt: skip
+            self._log_failure(job, '%r failed: %s\n%s')
         else:
             trace.info('%r succeeded: %s', job, self.shown)
+
+    def _log_failure(self, job, text):
+        level = self.failure_level if job._failure_log_level is None else job._failure_log_level
+        result = job._result
+        log.log(level, text, job, result.getErrorMessage(), result.getTraceback(detail='verbose'))
 
     failure_level = logging.ERROR
     shown = ''
@@ -757,12 +757,7 @@ class CallbackAttempt(Attempt):
 
     def _log_outcome(self, job):
         if is_failure(job._result):
-            level = job._failure_log_level
-            log.log(
-                self.failure_level if level is None else level,
-                'callback %r failed: %s\n%s', job, job._result.getErrorMessage(),
-                job._result.getTraceback(detail='verbose'),
-            )  # fmt: skip
+            self._log_failure(job, 'callback %r failed: %s\n%s')
 
 
 def trouble_kind(error, in_commit=True):

@@ -391,10 +391,10 @@ class Dispatcher:
             self.statistics.polled(poll_results(self, queues, found), poll)
         if slow:
             self._end_orphans(queues)
-        is_new = self._listener.attend(queues.values(), self.UUID, idle.values())
+        self._idle = {**idle, **{look.queue.name: look.idle for look in looks if look.idle}}
+        is_new = self._listener.attend(queues.values(), self.UUID, self._idle.values())
         if is_new or any(look.released for look in looks):
             self._ring()
-        self._idle = {**idle, **{look.queue.name: look.idle for look in looks if look.idle}}
         return earliest(*(look.wake_at for look in (*looks, *idle.values())))
 
     def _tell_statistics(self, reports):

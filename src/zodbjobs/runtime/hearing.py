@@ -25,10 +25,10 @@ class Hearing:
     def attend(self, queues, uuid, idle=()):
         """Listen where these queues lie, for what concerns the dispatcher `uuid` there.
 
-        `idle`: the `Idle` of queues that nobody has looked at now.  True if some of
+        `idle`: the `Idle` of queues that have nothing to do.  True if some of
         the queues lie where nobody listened until now.
         """
-        homes, known = {}, {each.queue.name: each.watched for each in idle}
+        homes, known = {}, {each.queue.name: each for each in idle}
         for queue in queues:
             homes.setdefault(queue._p_jar.db(), []).append(queue)
         new = [db for db in homes if db not in self._listeners]
@@ -38,7 +38,8 @@ class Hearing:
             if listener.pushes:
                 oids = {_ROOT}
                 for queue in homes.get(db, ()):
-                    oids |= known.get(queue.name) or watched_of(queue, uuid)
+                    found = known.get(queue.name)
+                    oids |= watched_of(queue, uuid) if found is None else found.watched
                 listener.watch(oids)
         return bool(new)
 

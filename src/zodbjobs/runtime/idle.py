@@ -9,6 +9,8 @@ everywhere.
 Used by the dispatcher, in its passes, with its connection.
 """
 
+import functools
+
 from zodbjobs import clock
 from zodbjobs.runtime.hearing import watched_of
 
@@ -19,12 +21,16 @@ class Idle:
     def __init__(self, queue, record, wake_at):
         self.queue = queue
         self.wake_at = wake_at
-        #: The oids whose change would bring work, for who listens to a storage that pushes.
-        self.watched = watched_of(queue, record.UUID)
+        self._uuid = record.UUID
         self._parts = []
         for part in _parts(queue, record):
             part._p_activate()
             self._parts.append((part, part._p_serial))
+
+    @functools.cached_property
+    def watched(self):
+        """The oids whose change would bring work, for who listens to a storage that pushes."""
+        return watched_of(self.queue, self._uuid)
 
     def holds(self, queue, now):
         """Whether `queue`, as it is in the present transaction, is the same and as it was."""
