@@ -18,6 +18,8 @@ import signal
 import socket
 import sys
 
+from zodbjobs.beanstalk.protocol import BODY_BYTES, MOST_BODY_BYTES
+
 #: The release of beanstalkd whose behaviour this is.  Clients read it in the statistics, and
 #: some ask whether it is large enough for a command.
 SPOKEN = '1.12'
@@ -52,7 +54,13 @@ def flags():
     add('-l', metavar='ADDR', default='127.0.0.1', help='listen there (127.0.0.1), or unix:PATH')
     add('-p', metavar='PORT', type=int, default=11300, help='listen on this port (11300)')
     add('-u', metavar='USER', help='become this user, once the socket is open')
-    add('-z', metavar='BYTES', type=int, default=65535, help='the longest body of a job (65535)')
+    add(
+        '-z',
+        metavar='BYTES',
+        type=int,
+        default=BODY_BYTES,
+        help='the longest body of a job (65535)',
+    )
     add('-s', metavar='BYTES', type=int, default=LOG_BYTES, help='growth before the file is packed')
     add('-c', action='store_true', help='accepted, and does nothing')
     add('-n', action='store_true', help='accepted, and does nothing')
@@ -76,9 +84,9 @@ def main(args=None):
         return 0
     if options.b and options.zodb:
         flags().error('-b and --zodb: one of them')
-    if not 0 <= options.z <= 1 << 30:
+    if not 0 <= options.z <= MOST_BODY_BYTES:
         print('zodbjobs-beanstalkd: -z is at most 1073741824, taken as that', file=sys.stderr)
-        options.z = 1 << 30
+        options.z = MOST_BODY_BYTES
     try:
         listening = None if options.endpoint else open_socket(options.l, options.p)
     except OSError as error:
