@@ -105,19 +105,19 @@ def _runtime(name):
     return importlib.import_module(f'{__name__}.runtime.{name}')
 
 
-def _ring(event):
-    """Wake dispatchers at the commit of a process that puts, whatever else it imports."""
+def _attend(event):
+    """Have the runtime do what an event asks for, whatever else the process imports.
+
+    That is to wake dispatchers at the commit (`rings`), and what feeds need
+    (`delivery`): to wait, and to call handlers.
+    """
     if getattr(event, 'rings', False):
         _runtime('wakeup').job_added(event)
-
-
-def _deliver(event):
-    """Let the runtime do what feeds ask of it: wait, and call handlers."""
-    if getattr(event, 'delivery', False):
+    elif getattr(event, 'delivery', False):
         _runtime('delivery').attend(event)
 
 
-_subscribers += [_ring, _deliver]
+_subscribers.append(_attend)
 
 
 def _make_consumer(name, queues):

@@ -26,9 +26,8 @@ class SystemTime:
         """Microseconds since 1970-01-01 UTC, as an int."""
         return time.time_ns() // 1000
 
-    def monotonic(self):
-        """Seconds of a clock that never steps back, as a float."""
-        return time.monotonic()
+    #: Seconds of a clock that never steps back, as a float.
+    monotonic = staticmethod(time.monotonic)
 
 
 _source = SystemTime()

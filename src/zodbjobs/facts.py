@@ -22,6 +22,7 @@ class Assignment(typing.NamedTuple):
     quota_names: tuple = ()
     ahead: bool = False
     database: str = ''
+    job_class: type | None = None  # of the job, as far as the claim knows it
 
     @property
     def job_id(self):

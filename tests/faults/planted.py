@@ -114,7 +114,7 @@ BUGS = [
         'runtime/pool.py',
         '        self.assignment = assignment\n        self._soft_at',
         '        self.assignment = assignment\n'
-        '        from zodbjobs.runtime.attempt import Report\n'
+        '        from zodbjobs.runtime.ended import Report\n'
         "        self.dispatcher.reported(Report(assignment, 'finished'))\n"
         '        self._soft_at',
         Seeds(0, 100),

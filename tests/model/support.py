@@ -16,7 +16,7 @@ from zodbjobs import Agent, Queue, Queues, clock
 from zodbjobs.facts import Assignment
 from zodbjobs.interfaces import KEY
 from zodbjobs.model.handout import Round
-from zodbjobs.runtime import attempt
+from zodbjobs.runtime import ended
 from zodbjobs.runtime.retire import Retirement
 
 SECOND = clock.SECOND
@@ -135,7 +135,7 @@ class Side:
         if job.untold() is None:
             job.finished()
         failed = job.outcome != 'success'
-        return attempt.Report(assignment, attempt.FINISHED, failed, job._result_ttl, job.id)
+        return ended.Report(assignment, ended.FINISHED, failed, job._result_ttl, job.id)
 
     def retire(self, *reports):
         """Write reports down, as a dispatcher does."""
@@ -156,7 +156,7 @@ class Side:
         assignment = Assignment(job._p_oid, token, '', 'main', ())
         failed = job.outcome != 'success'
         ttl = job._result_ttl
-        self.retire(attempt.Report(assignment, attempt.FINISHED, failed, ttl, job.id))
+        self.retire(ended.Report(assignment, ended.FINISHED, failed, ttl, job.id))
 
     def close(self):
         self.abort()

@@ -155,7 +155,7 @@ def test_an_assignment_says_what_is_needed(side, queue):
     queue.quotas.create('q')
     (job,) = put(side, quota_names=['q'])
     (found,) = side.claim()
-    assert found == Assignment(job._p_oid, job._token, '', 'main', ('q',))
+    assert found == Assignment(job._p_oid, job._token, '', 'main', ('q',), job_class=Job)
     assert found.job_id == (job.oid, '')
 
 

@@ -12,7 +12,7 @@ from tests.model.support import Thing, other_work, work
 from zodbjobs import Failure, Job, NeverRetry, Queue, RetryPolicy, clock, status
 from zodbjobs.interfaces import BadStatusError, DuplicateJobError, QueueClosed
 from zodbjobs.model.handout import Round
-from zodbjobs.runtime import attempt, ride
+from zodbjobs.runtime import ended, ride
 
 #: The clocks of Zurich go back at 3:00 that day.
 AMBIGUOUS = datetime.datetime(2026, 10, 25, 2, 30, tzinfo=zoneinfo.ZoneInfo('Europe/Zurich'))
@@ -643,7 +643,7 @@ def test_one_that_is_tried_again_before_that_was_heard_of_is_counted_once(side, 
     job.begun(clock.micros(), side.agent._p_oid)
     job.rescheduled(0)
     assert side.claimed_jobs() == [job]
-    side.retire(attempt.Report(assignment, attempt.RELEASED))
+    side.retire(ended.Report(assignment, ended.RELEASED))
     assert (len(queue), queue.ready.dropped()) == (0, 0)
     side.run(job)
     assert (len(queue), queue.ready.dropped(), len(side.agent)) == (0, 0, 0)
@@ -664,7 +664,7 @@ def test_what_was_withdrawn_while_it_rode_is_counted_out_once(house, side, queue
     assert side.claimed_jobs() == [job]
     now = clock.micros()
     outcome = ride.Outcome(begun=now, ended=now, result='late', shown="'late'")
-    side.retire(attempt.Report(assignment, attempt.FINISHED, outcome=outcome))
+    side.retire(ended.Report(assignment, ended.FINISHED, outcome=outcome))
     assert (job.result, len(queue), queue.ready.dropped()) == (None, 1, 0)
 
 
@@ -682,8 +682,8 @@ def test_one_that_was_told_of_and_then_found_withdrawn_is_counted_out_once(side,
     assert (stale.oid, again.oid) == (job._p_oid, other._p_oid)
     waits = queue.put(work)
     side.retire(
-        attempt.Report(told, attempt.FINISHED, failed=True),
-        attempt.Report(stale, attempt.STALE),
+        ended.Report(told, ended.FINISHED, failed=True),
+        ended.Report(stale, ended.STALE),
     )
     assert list(side.agent.history) == [job]
     assert (list(queue), len(queue), queue.ready.dropped()) == ([waits], 1, 0)
@@ -703,7 +703,7 @@ def test_an_end_that_nobody_has_listed_is_not_counted_out(house, side, queue, wh
     if where == 'in a tree':
         sort_all(side)
     elif where == 'listed':
-        reports = [attempt.Report(each, attempt.STALE) for each in side.claim()]
+        reports = [ended.Report(each, ended.STALE) for each in side.claim()]
         side.commit()
     there = house.side()
     there.begin()
@@ -717,7 +717,7 @@ def test_an_end_that_nobody_has_listed_is_not_counted_out(house, side, queue, wh
         else:
             side.retire(*reports)
         reports = [
-            side.work(each) if job._token == each.token else attempt.Report(each, attempt.STALE)
+            side.work(each) if job._token == each.token else ended.Report(each, ended.STALE)
             for each in side.claim(3)
         ]
     side.retire(*reports)
@@ -732,7 +732,7 @@ def test_one_that_has_returned_a_job_waits_for_it_also_when_it_runs_again(side, 
     side.commit()
     outer.begun(clock.micros(), side.agent._p_oid)
     outer.waits_for_job(inner)
-    side.retire(attempt.Report(second, attempt.WAITING))
+    side.retire(ended.Report(second, ended.WAITING))
     side.commit()
     report = side.work(first, Failure(ValueError()))
     inner.retry()

@@ -37,7 +37,7 @@ from tests.model.support import SECOND, House, TurnedClock, work
 from zodbjobs import Failure, Queue, clock, status
 from zodbjobs.interfaces import DuplicateJobError
 from zodbjobs.model.ready import PRIORITY, URGENT, is_counted
-from zodbjobs.runtime import attempt
+from zodbjobs.runtime import ended
 
 EXAMPLES, STEPS, *STORAGE = os.environ.get('ZODBJOBS_MACHINE', '30,40').split(',')
 
@@ -211,7 +211,7 @@ class Plans:
 
     def retire(self, side, number, kind):
         del self.lists[side][number]
-        if kind == attempt.FINISHED:
+        if kind == ended.FINISHED:
             self.told.add(number)
             self.release(number)
 
@@ -823,10 +823,10 @@ class QueueMachine(RuleBasedStateMachine):
         number, urgent, assignment = mine
         job, token = self.job(partner, number), assignment.token
         if job._token != token:
-            report = attempt.Report(assignment, attempt.STALE)
+            report = ended.Report(assignment, ended.STALE)
             note(f'side {partner.number} finds the claim of {number} stale')
         elif urgent or job._status == status.COMPLETED:
-            report = attempt.Report(assignment, attempt.FINISHED, job.outcome != 'success')
+            report = ended.Report(assignment, ended.FINISHED, job.outcome != 'success')
         else:
             note(f'side {partner.number} finishes {number}')
             report = side.work(assignment, None if good else Failure(ValueError('no')))

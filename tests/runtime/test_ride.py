@@ -12,7 +12,7 @@ from zodbjobs import Job, local, status
 from zodbjobs.interfaces import CancelledError, JobCompleted
 from zodbjobs.model.queue import Queue
 from zodbjobs.model.retry import NeverRetry
-from zodbjobs.runtime import attempt
+from zodbjobs.runtime import ended
 
 seen = []
 
@@ -93,7 +93,7 @@ class Rides:
     @property
     def last(self):
         assert self._reactor.settle(5, until=lambda: self.reports)
-        assert self.reports[-1].kind == attempt.FINISHED
+        assert self.reports[-1].kind == ended.FINISHED
         return self.reports[-1].outcome is not None
 
 

@@ -327,7 +327,9 @@ class Round:
     def _list(self, agent, oid, token, job, quota_names, ahead):
         if agent.claimed(oid, token, job, ahead, self.now):
             self.ready.dropped.change(-1)
-        return Assignment(job._p_oid, token, self.queue.name, agent.name, quota_names, ahead)
+        return Assignment(
+            job._p_oid, token, self.queue.name, agent.name, quota_names, ahead, job_class=type(job)
+        )
 
     def _choose(self, agent, room):
         """Let the agent's own chooser take jobs from the queue."""

@@ -641,10 +641,11 @@ class Job(WishedJob):
         """The error with which the job must end without running at `now`, or None."""
         if self._cancelled:
             return CancelledError(f'{self!r} was cancelled')
-        failed = self.failed_dependency()
+        failed = self.failed_dependency() if self._depends_on else None
         if failed is not None:
             return DependencyError(f'{self!r} depends on {failed!r}, which did not succeed')
-        return TimeoutError() if self.is_late(now) and not self._attempts else None
+        has_ended = self._begin_by is not None and not self._attempts and self.is_late(now)
+        return TimeoutError() if has_ended else None
 
     # hooks and views
 
@@ -678,7 +679,9 @@ class Job(WishedJob):
     def __repr__(self):
         cls = type(self)
         try:
-            where = '' if self._p_oid is None else f' (oid {self.oid}, db {self._database()!r})'
+            where = ''
+            if self._p_oid is not None:
+                where = f' (oid {self.oid}, db {self._p_jar.db().database_name!r})'
             args, kwargs = self.given()
             shown = [custom_repr(arg) for arg in args]
             shown += [f'{name}={custom_repr(arg)}' for name, arg in kwargs.items()]
@@ -686,9 +689,6 @@ class Job(WishedJob):
         except Exception:  # noqa: BLE001 - a repr is for logs and must not raise
             where, call = '', 'not loadable'
         return f'<{cls.__module__}.{cls.__qualname__}{where} ``{call}``>'
-
-    def _database(self):
-        return self._p_jar.db().database_name
 
 
 class Choice(Job):

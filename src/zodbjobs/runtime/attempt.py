@@ -41,7 +41,19 @@ from zodbjobs.model.call import check_storable, is_plain
 from zodbjobs.model.failure import Failure, is_failure
 from zodbjobs.model.job import WAITS_FOR_DEFERRED, WAITS_FOR_JOB, Job
 from zodbjobs.runtime import ride, scenes, tracing, trouble
-from zodbjobs.runtime.hook import Hook, tell_undone
+from zodbjobs.runtime.ended import (
+    ABANDONED,
+    DEFERRED,
+    FINISHED,
+    REASSIGNED,
+    RELEASED,
+    RETURNED,
+    STALE,
+    WAITING,
+    Report,
+)
+from zodbjobs.runtime.ghosts import ghost_of
+from zodbjobs.runtime.hook import hook_of, tell_undone
 from zodbjobs.runtime.statistics import shown
 
 log = logging.getLogger('zodbjobs.events')
@@ -51,33 +63,8 @@ trace = logging.getLogger('zodbjobs.trace')
 #: the first, and the most after doubling.
 FIRST_PAUSE_SECONDS, LONGEST_PAUSE_SECONDS = 0.5, 30
 
-# What a report says of an attempt.
-FINISHED = 'finished'  # the job has its result and has told it
-RELEASED = 'released'  # it waits elsewhere: filed again, or held
-STALE = 'stale'  # the entry was out of date before the attempt began
-REASSIGNED = 'reassigned'  # the job went to another worker meanwhile
-WAITING = 'waiting'  # it returned a job, and waits for that without a thread
-DEFERRED = 'deferred'  # it returned something that fires later: slot kept, no thread
-OVERRAN = 'overran'  # it ran longer than its time limit; its thread was given up
-LOST = 'lost'  # the worker met an error of its own
-RETURNED = 'returned'  # it was claimed ahead, and no thread became free for it soon
-ABANDONED = 'abandoned'  # the worker had to stop before the outcome could be recorded
-
-
 # What `admit` says.
 RUN, TELL = 'run', 'tell'
-
-
-class Report(typing.NamedTuple):
-    """What became of an attempt: facts for the dispatcher, no persistent object."""
-
-    assignment: object
-    kind: str
-    failed: bool = False
-    result_ttl: int | None = None
-    job_id: str | None = None
-    deferred: object = None
-    outcome: object = None  # a `ride.Outcome` that the dispatcher is to write
 
 
 class Raised:
@@ -94,9 +81,9 @@ class _Unheard(Exception):
 class _Over(Exception):
     """The attempt has ended; carries the kind of its report."""
 
-    def __init__(self, kind):
-        super().__init__(kind)
-        self.kind = kind
+    @property
+    def kind(self):
+        return self.args[0]
 
 
 class Attempt:
@@ -106,11 +93,17 @@ class Attempt:
     this thread, and what else the process has for its jobs.
     """
 
+    failure_level = logging.ERROR
+    noted: typing.ClassVar[dict] = {}  # for the report, replaced as a whole
+    shown = ''
+    deferred = None
+
     def __init__(self, worker, assignment):
         self.worker = worker
         self.assignment = assignment
         self.tm = worker.transaction_manager
         self.oid = assignment.oid
+        self.job_class = assignment.job_class
         self.started = clock.micros()
         self.conflicts = 0
         self.data_cache = {}
@@ -132,8 +125,12 @@ class Attempt:
         return self._reported(self._make)
 
     def _make(self):
-        if self._until_it_holds('begin', lambda: self.admit(self.load())) == RUN:
-            self.perform(self.call)
+        kind = None
+        if self._until_it_holds('begin', self._begin) == RUN:
+            kind = self.perform(self.call)
+        return kind or self._conclude()
+
+    def _conclude(self):
         self.tell()
         return self.finish()
 
@@ -144,10 +141,10 @@ class Attempt:
     def _resume(self, value):
         job = self.load()
         self._still_ours(job)
+        kind = None
         if job.waits == WAITS_FOR_DEFERRED:
-            self.perform(functools.partial(self.take_value, value), begin=False)
-        self.tell()
-        return self.finish()
+            kind = self.perform(functools.partial(self.take_value, value), begin=False)
+        return kind or self._conclude()
 
     def _reported(self, way):
         try:
@@ -163,23 +160,25 @@ class Attempt:
 
     # steps
 
+    def _begin(self):
+        return self.admit(self._loaded())
+
     def load(self):
         """Begin a transaction and get the job in it, waiting out a lost storage."""
+        return self._until_it_holds('load', self._loaded)
 
-        def get():
-            self.tm.begin()
-            try:
-                job = self.connection.get(self.oid)
-            except KeyError:  # a POSKeyError: the job was removed and packed away
-                raise _Over(STALE) from None
+    def _loaded(self):
+        self.tm.begin()
+        try:
+            job = ghost_of(self.connection, self.oid, self.job_class)
             if isinstance(job, Broken):
                 log.error('%r cannot be loaded: its class is gone', self)
                 self.noted = {'failed': True}
                 raise _Over(FINISHED)
             job._p_activate()
-            return job
-
-        return self._until_it_holds('load', get)
+        except KeyError:  # a POSKeyError: the job was removed and packed away
+            raise _Over(STALE) from None
+        return job
 
     def admit(self, job):
         """Say RUN, or TELL for a job that has its result; else end the attempt.
@@ -207,7 +206,8 @@ class Attempt:
         if error is not None:
             self.record(Failure(error), begin=False)
             return TELL
-        self.worker.limit(self.assignment, job._time_limit)
+        if job._time_limit is not None:
+            self.worker.limit(self.assignment, job._time_limit)
         return RUN
 
     def _after_interruption(self, job):
@@ -242,7 +242,10 @@ class Attempt:
         return self.worker.shall_stop(self.assignment)
 
     def perform(self, work, begin=True):
-        """Run `work` (called with the job) and settle; again as the policy advises."""
+        """Run `work` (called with the job) and settle; again as the policy advises.
+
+        Returns FINISHED, or None when the job has callbacks to tell.
+        """
         while True:
             try:
                 return self._try(work, begin)
@@ -272,12 +275,12 @@ class Attempt:
         self.before = job._status, job._waits
         notify(JobStarted(job))
         former = local.enter(job, self.worker.surroundings, self._shall_stop)
-        hook = Hook(job.hooked)
+        hook = hook_of(job)
         try:
             hook.set_up()
             with tracing.span(job, resumed=not begin):
                 value = scenes.carried(work(job))
-            self.settle(job, value)
+            return self.settle(job, value)
         except _Over:
             raise
         except BaseException:
@@ -319,9 +322,9 @@ class Attempt:
         return value
 
     def settle(self, job, value):
-        """Commit the work together with its result."""
-        if self.rides:
-            self._ride(job, value)
+        """Commit the work together with its result; returns FINISHED if that is all."""
+        if self.rides and self._ride(job, value):
+            return FINISHED
         if self.begin and job._active_start != self.started:
             self._current(begin=True)  # the call has undone that by transaction.abort()
         job._conflicts += self.conflicts
@@ -344,14 +347,13 @@ class Attempt:
             self.value = value
             error._zodbjobs_commit = True
             raise
-        self.worker.statistics.committed(self.assignment.job_id, clock.monotonic() - begun)
-        self._settled(job, value, later)
+        return self._settled(job, value, later, clock.monotonic() - begun)
 
     def _ride(self, job, value):
-        """Leave the commit to the dispatcher; returns if it must be ours after all."""
+        """Leave the commit to the dispatcher; False if it must be ours after all."""
         if job._active_start != self.started:  # the call has emptied the connection's cache
             self.rides = False
-            return
+            return False
         if job._p_jar.opened and ride.is_portable(value) and ride.wrote_nothing(self.tm):
             ride.end(job, value)
             notify(JobCompleted(job))
@@ -359,9 +361,10 @@ class Attempt:
             if ride.wrote_nothing(self.tm):
                 self._note(job)
                 self.outcome = ride.outcome(job, self.shown)
-                raise _Over(FINISHED)
+                return True
         self.rides = False
         job._p_changed = True
+        return False
 
     def _store(self, job, result, announce=notify):
         """Write the result into the record, and finish the job if nobody is to be told."""
@@ -384,7 +387,8 @@ class Attempt:
             _close(self.value)
             return False
         log.warning('%r: the commit was made although it raised %r', job, error)
-        self._settled(job, self.value, self._is_later(self.value))
+        if self._settled(job, self.value, self._is_later(self.value)):
+            raise _Over(FINISHED)
         return True
 
     def _tell_undone(self, error):
@@ -392,18 +396,20 @@ class Attempt:
         place = self.worker.surroundings, self._shall_stop
         tell_undone(self._load_ours, self.tm, place, error, kind, self.data_cache)
 
-    def _settled(self, job, value, later):
-        """The work is committed: say so, and leave if the job waits."""
+    def _settled(self, job, value, later, seconds=None):
+        """The work is committed, in so many seconds: say so, and leave if the job waits."""
         self._note(job)
+        waits = later or job._waits == WAITS_FOR_JOB
+        if waits and seconds is not None:
+            self.worker.statistics.committed(self.assignment.job_id, seconds)
         if later:
             trace.info('%r waits for %r', self, type(value).__name__)
             self.deferred = value
             raise _Over(DEFERRED)
-        if job._waits == WAITS_FOR_JOB:
+        if waits:
             raise _Over(WAITING)
-        self._log_outcome(job)
-        if job._status == status.COMPLETED:
-            raise _Over(FINISHED)
+        self._log_outcome(job, seconds)
+        return FINISHED if job._status == status.COMPLETED else None
 
     def _wait_for(self, job, inner):
         """The call returned a job: its result will be this one's."""
@@ -474,9 +480,9 @@ class Attempt:
 
     def report(self, kind):
         """The facts about this attempt for the dispatcher."""
-        noted = getattr(self, 'noted', {})
-        deferred = getattr(self, 'deferred', None)
-        return Report(self.assignment, kind, deferred=deferred, outcome=self.outcome, **noted)
+        return Report(
+            self.assignment, kind, deferred=self.deferred, outcome=self.outcome, **self.noted
+        )
 
     # when something went wrong
 
@@ -627,7 +633,8 @@ class Attempt:
         while True:
             try:
                 found = deed()
-                self._is_well_after(met)
+                if met is not None:
+                    self._is_well_after(met)
                 return found
             except (_Over, ReassignedError):
                 self._is_well_after(met)
@@ -658,9 +665,9 @@ class Attempt:
         }
         self.shown = shown(job._result)
 
-    def _log_outcome(self, job):
-        failed = is_failure(job._result)
-        self.worker.statistics.finished(self.assignment.job_id, failed, self.shown)
+    def _log_outcome(self, job, seconds=None):
+        failed = self.noted['failed']
+        self.worker.statistics.finished(self.assignment.job_id, failed, self.shown, seconds)
         if failed:
             self._log_failure(job, '%r failed: %s\n%s')
         else:
@@ -670,9 +677,6 @@ class Attempt:
         level = self.failure_level if job._failure_log_level is None else job._failure_log_level
         result = job._result
         log.log(level, text, job, result.getErrorMessage(), result.getTraceback(detail='verbose'))
-
-    failure_level = logging.ERROR
-    shown = ''
 
     def __repr__(self):
         oid = int.from_bytes(self.oid, 'big')
@@ -688,6 +692,7 @@ class CallbackAttempt(Attempt):
         super().__init__(worker, assignment)
         self.main_oid = assignment.oid
         self.oid = oid
+        self.job_class = None
 
     def admit(self, job):
         self._still_ours(job)
@@ -755,7 +760,7 @@ class CallbackAttempt(Attempt):
         if main._token != self.assignment.token:
             raise ReassignedError(f'{main!r} went to another worker')
 
-    def _log_outcome(self, job):
+    def _log_outcome(self, job, seconds=None):
         if is_failure(job._result):
             self._log_failure(job, 'callback %r failed: %s\n%s')
 

@@ -21,7 +21,7 @@ import transaction
 from zodbjobs import clock
 from zodbjobs.interfaces import KEY
 from zodbjobs.model.agent import Agent
-from zodbjobs.runtime import attempt
+from zodbjobs.runtime import ended
 from zodbjobs.runtime.dispatcher import Dispatcher, pop
 from zodbjobs.runtime.pool import AgentThreadPool
 
@@ -223,4 +223,4 @@ class HandDispatcher(Dispatcher):
 
 def is_success(report):
     """Whether a job has finished, and well."""
-    return report is not None and report.kind == attempt.FINISHED and not report.failed
+    return report is not None and report.kind == ended.FINISHED and not report.failed

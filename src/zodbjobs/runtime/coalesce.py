@@ -23,7 +23,8 @@ from zodbjobs.interfaces import JobCompleted, JobStarted
 from zodbjobs.model.call import check_storable
 from zodbjobs.model.job import Job
 from zodbjobs.runtime import joblog, ride, tracing
-from zodbjobs.runtime.attempt import FINISHED, Attempt, Report, shown
+from zodbjobs.runtime.attempt import Attempt, shown
+from zodbjobs.runtime.ended import FINISHED, Report
 
 trace = logging.getLogger('zodbjobs.trace')
 

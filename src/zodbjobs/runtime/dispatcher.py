@@ -29,7 +29,7 @@ from zope.interface import implementer
 from zodbjobs import clock
 from zodbjobs.facts import PassingUUID
 from zodbjobs.interfaces import IUUID, KEY, IDispatcher, JobClaimed, TimeLimitExceeded
-from zodbjobs.runtime import attempt, fence, storages, trouble, witness
+from zodbjobs.runtime import ended, fence, storages, trouble, witness
 from zodbjobs.runtime.annotations import Notebook, Surroundings
 from zodbjobs.runtime.chores import Chores
 from zodbjobs.runtime.complaint import Complaints
@@ -488,7 +488,7 @@ class Dispatcher:
                 continue
             if self._wait_no_more(assignment):
                 self.statistics.reassigned(assignment.job_id)
-                self._land(attempt.Report(assignment, attempt.REASSIGNED))
+                self._land(ended.Report(assignment, ended.REASSIGNED))
 
     def _wait_no_more(self, assignment):
         """Whether a job did still wait for a Deferred: that is told so, and its slot is free."""
@@ -511,7 +511,10 @@ class Dispatcher:
         assignment = report.assignment
         if self._flight.get(assignment.filing) is not assignment:
             return  # its thread had been given up; whatever it did was fenced off
-        if report.kind == attempt.DEFERRED:
+        if report.kind == ended.FINISHED:
+            self._land(report)
+            return
+        if report.kind == ended.DEFERRED:
             self.statistics.waits(assignment.job_id)
             with self._guard:
                 self._threadless[assignment.filing] = assignment
@@ -522,11 +525,11 @@ class Dispatcher:
                 if self._threadless.get(assignment.filing) is assignment:  # not fired already
                     self._cancels[assignment.filing] = cancel
             return
-        if report.kind == attempt.WAITING:
+        if report.kind == ended.WAITING:
             self.statistics.waits(assignment.job_id)
-        elif report.kind == attempt.REASSIGNED:
+        elif report.kind == ended.REASSIGNED:
             self.statistics.reassigned(assignment.job_id)
-        elif report.kind != attempt.FINISHED:
+        else:
             self.statistics.rescheduled(assignment.job_id)
         self._land(report)
 
@@ -535,11 +538,13 @@ class Dispatcher:
         assignment = report.assignment
         pool = self.queues.get(assignment.queue, {}).get(assignment.agent)
         with self._guard:
-            self._flight.pop(assignment.filing, None)
-            self._deferred.discard(assignment.filing)
-            self._asked.discard(assignment.filing)
-            self._landed.notify_all()
-            if report.kind != attempt.ABANDONED:
+            filing = assignment.filing
+            self._flight.pop(filing, None)
+            self._deferred.discard(filing)
+            self._asked.discard(filing)
+            if not self.activated:  # only a stop waits for that
+                self._landed.notify_all()
+            if report.kind != ended.ABANDONED:
                 self._reports.append(report)
             # under the same guard: `is_quiet` must not see the job gone and no ring due
             if pool is None or self._wants_more(pool):
@@ -552,7 +557,7 @@ class Dispatcher:
             for pool in list(pools.values()):
                 for assignment in pool.overdue():
                     self.statistics.rescheduled(assignment.job_id)
-                    self._land(attempt.Report(assignment, attempt.RETURNED))
+                    self._land(ended.Report(assignment, ended.RETURNED))
                 again |= bool(pool.held_count())
         if again and self.activated:
             self.call_later(AHEAD_PATIENCE_SECONDS, self._return_overdue)
@@ -562,7 +567,7 @@ class Dispatcher:
         log.error('job %s ran too long: its thread is given up', assignment.job_id)
         self.overrun_count += 1
         self.statistics.rescheduled(assignment.job_id)
-        self._land(attempt.Report(assignment, attempt.OVERRAN))
+        self._land(ended.Report(assignment, ended.OVERRAN))
 
     def ask_to_stop(self, assignment):
         """The time of a job is up: what it waits for is cancelled, as Twisted and asyncio do."""
@@ -579,7 +584,7 @@ class Dispatcher:
         if self._wait_no_more(assignment):
             log.error('job %s ran too long: it is waited for no more', assignment.job_id)
             self.statistics.rescheduled(assignment.job_id)
-            self._land(attempt.Report(assignment, attempt.OVERRAN))
+            self._land(ended.Report(assignment, ended.OVERRAN))
 
     def call_later(self, seconds, call, *args):
         """Have the reactor call something later.  From any thread."""
@@ -613,7 +618,7 @@ class Dispatcher:
 
     def lost(self, assignment):
         """A worker failed in a way that should not be: the job counts as interrupted."""
-        self.reported(attempt.Report(assignment, attempt.LOST))
+        self.reported(ended.Report(assignment, ended.LOST))
 
     def has_trouble(self, what, error):
         """Something could not be done.  See `complaint.Complaints`."""

@@ -17,6 +17,24 @@ log = logging.getLogger('zodbjobs.events')
 TRIES = 10
 
 
+def hook_of(job):
+    """The Hook of a job, or what stands for that of the many that have nothing to set up."""
+    hooked = job.hooked
+    cls = type(hooked)
+    return _NONE if cls.setUp is Job.setUp and cls.tearDown is Job.tearDown else Hook(hooked)
+
+
+class _NoHook:
+    def set_up(self):
+        pass
+
+    def tear_down(self, manager):
+        pass
+
+
+_NONE = _NoHook()
+
+
 class Hook:
     """The setUp and tearDown of `job`."""
 

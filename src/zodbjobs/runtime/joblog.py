@@ -34,9 +34,11 @@ class About:
 
     __slots__ = ('agent', 'attempt', 'lines', 'oid', 'queue')
 
-    def __init__(self, queue='', agent='', oid=None):
-        self.queue, self.agent, self.oid = queue, agent, oid
-        self.attempt = None
+    def __init__(self, queue='', agent='', oid=None, attempt=None):
+        self.queue = queue
+        self.agent = agent
+        self.oid = oid
+        self.attempt = attempt
         self.lines = []
 
     def __str__(self):
@@ -73,11 +75,10 @@ def current():
 
 
 def begin(assignment, attempt):
-    """This thread begins that attempt at a job."""
-    found = _here.about = About(
-        assignment.queue, assignment.agent, int.from_bytes(assignment.oid, 'big')
-    )
-    found.attempt = attempt
+    """This thread begins that attempt at a job; returns the About of it."""
+    oid = int.from_bytes(assignment.oid, 'big')
+    found = _here.about = About(assignment.queue, assignment.agent, oid, attempt)
+    return found
 
 
 def end():

@@ -22,8 +22,9 @@ from twisted.internet.defer import Deferred
 from zodbjobs import clock
 from zodbjobs.model.failure import is_failure
 from zodbjobs.runtime import joblog
-from zodbjobs.runtime.attempt import DEFERRED, FINISHED, Attempt, Raised
+from zodbjobs.runtime.attempt import Attempt, Raised
 from zodbjobs.runtime.coalesce import Together
+from zodbjobs.runtime.ended import DEFERRED, FINISHED
 from zodbjobs.runtime.scenes import make_task
 
 log = logging.getLogger('zodbjobs.events')
@@ -58,7 +59,7 @@ class Worker:
         self.statistics = pool.dispatcher.statistics
         self.thread = threading.current_thread()
         joblog.install()
-        self.transaction_manager = transaction.manager
+        self.transaction_manager = transaction.manager.manager  # that of this thread
         self._connection = None
         self.assignment = None  # what it works on
         self.abandoned = False  # the job ran too long, and another thread took its place
@@ -80,11 +81,11 @@ class Worker:
         """
         self.assignment = assignment
         self._soft_at, self._is_cancelled = None, False
-        if resume is None and self.pool.may_coalesce(assignment):
+        self._looked_at = started = clock.monotonic()
+        if resume is None and self.pool.coalesce and self.pool.may_coalesce(assignment):
             self._do_together(assignment)
             return False
         if resume is None:
-            started = clock.monotonic()
             report = Attempt(self, assignment).make()
             self.pool.measured(clock.monotonic() - started)
         else:
@@ -123,19 +124,17 @@ class Worker:
 
     def has_begun(self, assignment, job):
         """Tell the statistics, and the log, that a job runs in this thread."""
-        joblog.begin(assignment, job._attempts + 1)
-        trace.info('%s begins: %r', joblog.current(), job)
+        about = joblog.begin(assignment, job._attempts + 1)
+        trace.info('%s begins: %r', about, job)
         self.statistics.started(
             assignment.job_id, repr(job), threading.get_ident(), job._due, job._interrupted
         )
 
     def limit(self, assignment, limits):
-        """The job begins; `limits` are (soft, hard) microseconds or None."""
-        self._looked_at = clock.monotonic()
-        if limits is not None:
-            soft, hard = (limit / clock.SECOND for limit in limits)
-            self._soft_at = clock.monotonic() + soft
-            self.dispatcher.call_later(hard, self.pool.give_up, self, assignment)
+        """The job begins; `limits` are (soft, hard) microseconds."""
+        soft, hard = (limit / clock.SECOND for limit in limits)
+        self._soft_at = clock.monotonic() + soft
+        self.dispatcher.call_later(hard, self.pool.give_up, self, assignment)
 
     def shall_stop(self, assignment):
         """Whether the running job shall end: its time is up, it was cancelled, or we stop."""
@@ -284,7 +283,7 @@ class AgentThreadPool:
     def _give(self, item):
         self._inbox.put(item)
         self._busy += 1
-        if len(self.threads) < min(self._busy, max(1, self._slots)):
+        if len(self.threads) < self._busy and len(self.threads) < max(1, self._slots):
             self._start_thread()
 
     def withdraw(self):

@@ -15,17 +15,17 @@ from zodbjobs.interfaces import JobFiled
 from zodbjobs.model.announce import announce
 from zodbjobs.model.intake import entries_of
 from zodbjobs.model.job import WAITS_FOR_JOB
-from zodbjobs.runtime import attempt, ride
+from zodbjobs.runtime import ended, ride
 
 #: Parents that wait for a returned job, looked at in one sweep.
 SWEEP_LIMIT = 1000
 
 
 #: Kinds of attempts after which a job goes on where it stands.
-_GIVEN_BACK = attempt.OVERRAN, attempt.LOST, attempt.RETURNED
+_GIVEN_BACK = ended.OVERRAN, ended.LOST, ended.RETURNED
 
 #: Kinds of attempts that used their filing up, in a commit of their own.
-_ENDED = attempt.FINISHED, attempt.RELEASED, attempt.WAITING
+_ENDED = ended.FINISHED, ended.RELEASED, ended.WAITING
 
 
 def _has_ended(report):
@@ -44,7 +44,7 @@ class Retirement:
     def presses(self, reports):
         """Whether somebody may be waiting for these Reports to be written."""
         return any(
-            report.kind not in (attempt.FINISHED, attempt.REASSIGNED)
+            report.kind not in (ended.FINISHED, ended.REASSIGNED)
             or report.outcome is not None
             or report.assignment.quota_names
             or report.job_id is not None
@@ -81,7 +81,7 @@ class Retirement:
 
     def _retire_without(self, report):
         """The agent was removed as soon as its last job had ended: let others go on."""
-        if report.kind == attempt.FINISHED:
+        if report.kind == ended.FINISHED:
             oid = report.assignment.oid
             job = self.queue._p_jar.get(oid)
             self._let_go(int.from_bytes(oid, 'big'), job, report.job_id)
@@ -100,18 +100,18 @@ class Retirement:
         job = entry[1]
         if report.outcome is not None:
             self._settle(agent, oid, job, report)
-        elif report.kind == attempt.FINISHED:
+        elif report.kind == ended.FINISHED:
             self.queue.keep(
                 agent, assignment.token, job, self.now, report.failed, report.result_ttl
             )
             self._let_go(oid, job, report.job_id)
-        elif report.kind == attempt.WAITING:
+        elif report.kind == ended.WAITING:
             agent.waiting[oid] = job
-        elif report.kind in (attempt.STALE, attempt.REASSIGNED):  # its filing was withdrawn
+        elif report.kind in (ended.STALE, ended.REASSIGNED):  # its filing was withdrawn
             self.queue.ready.forget_stale(assignment.token)
-        elif report.kind == attempt.RETURNED and isinstance(job, Broken):
+        elif report.kind == ended.RETURNED and isinstance(job, Broken):
             self.queue.keep(agent, assignment.token, job, self.now, failed=True, ttl=None)
-        elif report.kind == attempt.RETURNED and job._token != assignment.token:
+        elif report.kind == ended.RETURNED and job._token != assignment.token:
             self.queue.ready.forget_stale(assignment.token)
         elif report.kind in _GIVEN_BACK and job._token == assignment.token:
             self._give_back(agent, oid, job, report.kind)
@@ -131,9 +131,9 @@ class Retirement:
             self.queue.conclude(agent, job)
         elif job.waits == WAITS_FOR_JOB:
             agent.waiting[oid] = job
-        elif kind == attempt.OVERRAN:
+        elif kind == ended.OVERRAN:
             job.overran()
-        elif kind == attempt.RETURNED:
+        elif kind == ended.RETURNED:
             job.handed_back()
         else:
             job.was_interrupted()

@@ -291,9 +291,10 @@ class _Tally:
     def add(self, attempt):
         """Count one attempt in the state it is in."""
         self.counts[attempt.state] += 1
-        self.sums['conflicts'] += attempt.conflicts
-        self.sums['retries'] += attempt.rescheduled
-        self.sums['rescues'] += attempt.rescued
+        sums = self.sums
+        sums['conflicts'] += attempt.conflicts
+        sums['retries'] += attempt.rescheduled
+        sums['rescues'] += attempt.rescued
         if attempt.state in (SUCCESSFUL, FAILED) and attempt.started is not None:
             self.times['wait'].add(attempt.wait)
             self.times['run'].add(attempt.run)
@@ -305,9 +306,10 @@ class _Tally:
     def measure(self, attempt):
         """Remember the attempt if none was shorter, or longer."""
         state, duration = attempt.state, attempt.duration
-        if state not in self.shortest or duration < self.shortest[state].duration:
+        shortest, longest = self.shortest.get(state), self.longest.get(state)
+        if shortest is None or duration < shortest.duration:
             self.shortest[state] = attempt
-        if state not in self.longest or duration > self.longest[state].duration:
+        if longest is None or duration > longest.duration:
             self.longest[state] = attempt
 
     def merge(self, other):
@@ -412,12 +414,17 @@ class JobsLog:
                 attempt.left = clock.micros()
                 self._lay_by(attempt)
 
-    def finished(self, job_id, failed, result):
-        """The job has its result; `result` is a text, its repr or a verbose traceback."""
+    def finished(self, job_id, failed, result, seconds=None):
+        """The job has its result; `result` is a text, its repr or a verbose traceback.
+
+        `seconds` is how long the commit of its work took, if that is known now.
+        """
         with self._lock:
             attempt = self._taken(job_id)
             if attempt is not None:
                 attempt.result = result and result[:RESULT_LENGTH]
+                if seconds is not None:
+                    attempt.commit = round(seconds * clock.SECOND)
                 self._end(attempt, FAILED if failed else SUCCESSFUL)
 
     def rescheduled(self, job_id):
@@ -465,9 +472,12 @@ class JobsLog:
 
     def _life(self, attempt):
         key = (attempt.queue, attempt.agent)
-        if key not in self._lives and len(self._lives) >= LIVES:
-            key = OTHERS
-        return self._lives.setdefault(key, _Tally())
+        life = self._lives.get(key)
+        if life is None:
+            if len(self._lives) >= LIVES:
+                key = OTHERS
+            life = self._lives.setdefault(key, _Tally())
+        return life
 
     # What others ask.
 
