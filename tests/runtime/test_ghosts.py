@@ -17,6 +17,8 @@ def stored():
         connection.root()['it'] = it = PersistentMapping(name='it')
         connection.add(it)
         oid = it._p_oid
+        del it
+    connection.cacheMinimize()
     yield db, oid
     db.close()
 
