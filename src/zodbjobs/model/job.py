@@ -515,7 +515,7 @@ class Job(WishedJob):
             if job._callbacks or job._outers:
                 job._told = clock.micros()
             done += job._ends_with()
-            for outer in job._settle(job._outers):
+            for outer in job._settle(job._outers) if job._outers else ():
                 ended.append(outer)
                 done += outer._goes_on()
         return ended

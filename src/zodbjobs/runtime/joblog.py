@@ -83,7 +83,7 @@ def begin(assignment, attempt):
 
 def end():
     """This thread works on nothing any more; returns the About of what it worked on."""
-    found = current()
+    found = getattr(_here, 'about', _NOTHING)
     _here.about = _NOTHING
     return found
 

@@ -42,6 +42,9 @@ CALL_LENGTH = 1000
 LIVES = 500
 OTHERS = (None, None)
 
+#: Attempts that ended are counted so many at a time: each alone would cost its worker more.
+UNCOUNTED = 32
+
 #: Upper bounds in seconds of the classes in which times are counted.
 BOUNDS = (0.001, 0.005, 0.01, 0.05, 0.1, 0.5, 1, 5, 10, 60, 300, 3600)
 _BOUNDS_MICROS = [round(bound * clock.SECOND) for bound in BOUNDS]
@@ -355,6 +358,7 @@ class JobsLog:
     def clear(self):
         """Forget everything."""
         with self._lock:
+            self._ended = []  # attempts that are not counted yet
             self._active = {}  # job id -> attempt that has a thread, or is about to
             self._past = collections.deque()  # attempts that gave their thread back
             self._newest = {}  # job id -> the newest of its attempts among those
@@ -451,9 +455,16 @@ class JobsLog:
     def _end(self, attempt, state):
         attempt.state = state
         attempt.ended = clock.micros()
-        self._life(attempt).add(attempt)
+        self._ended.append(attempt)
+        if len(self._ended) >= UNCOUNTED:
+            self._count_ended()
         if attempt.left is None:  # else it was laid by when it began to wait
             self._lay_by(attempt)
+
+    def _count_ended(self):
+        for attempt in self._ended:
+            self._life(attempt).add(attempt)
+        self._ended.clear()
 
     def _lay_by(self, attempt):
         attempt.in_thread = False
@@ -503,6 +514,7 @@ class JobsLog:
         """The _Tally of everything since the log was made or cleared."""
         tally = _Tally()
         with self._lock:
+            self._count_ended()
             for (queue_name, agent_name), life in self._lives.items():
                 if _chosen(queue_name, queue) and _chosen(agent_name, agent):
                     tally.merge(life)
@@ -514,6 +526,7 @@ class JobsLog:
     def totals(self):
         """{(queue, agent): `_Tally.totals` of the attempts that ended}, since it was cleared."""
         with self._lock:
+            self._count_ended()
             return {key: life.totals() for key, life in self._lives.items()}
 
     def window(self, polls, queue=None, agent=None):
@@ -537,6 +550,7 @@ class JobsLog:
     def find(self, oid, database_name=None):
         """The newest attempt of a job.  Raises ValueError: none known, or several databases."""
         with self._lock:
+            self._count_ended()
             extremes = itertools.chain(*(life.extremes() for life in self._lives.values()))
             known = [*extremes, *self._newest.values(), *self._active.values()]
         found = {a.job_id[1]: a for a in known if a.job_id[0] == oid}  # the newest is last
