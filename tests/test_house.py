@@ -36,7 +36,7 @@ HEIGHTS = {room: height for height, rooms in enumerate(FLOORS.values()) for room
 #: What the other stored classes are built of.
 STRUCTURES = {
     'call', 'groups', 'ids', 'intake', 'lanes', 'lease', 'log', 'merging', 'moments', 'notes',
-    'number', 'owned', 'ready', 'reservations', 'sequence', 'shard', 'tally',
+    'number', 'owned', 'ready', 'reservations', 'sequence', 'shard', 'tally', 'tokens',
 }  # fmt: skip
 
 #: floor -> what it never imports from outside.  Time comes from `clock`.

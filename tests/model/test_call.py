@@ -483,7 +483,7 @@ def test_queues_may_live_in_a_database_of_their_own(both):
     job = both.queue.put(Job(thing.increase, 2))
     both.manager.commit()
     assert (job._p_jar, thing._p_jar) == (both.jobs, both.connection)
-    assert repr(job).startswith(f"<zodbjobs.model.job.Job (oid {job.oid}, db 'jobs')")
+    assert repr(job).startswith(f"<zodbjobs.Job (oid {job.oid}, db 'jobs')")
     manager = transaction.TransactionManager()
     other = both.main.open(manager)
     (found,) = list(other.root()[KEY][''])

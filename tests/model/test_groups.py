@@ -8,14 +8,14 @@ from tests.model.support import work
 from zodbjobs.model import groups as groups_module
 from zodbjobs.model import handout
 from zodbjobs.model.groups import Groups
-from zodbjobs.model.ready import Sorted
+from zodbjobs.model.ready import Due
 
 
 def filled(*entries):
     """Groups with a job for each (priority, channel, token)."""
     groups = Groups()
     for priority, channel, token in entries:
-        groups.add((priority, channel, (), 0), token, (token, f'{channel} {token}'), Sorted)
+        groups.add((priority, channel, (), 0), token, f'{channel} {token}', Due)
     return groups
 
 
@@ -34,7 +34,7 @@ def test_a_walk_goes_by_priority_and_token(entries, data):
         group = (priority, channel, (), 0)
         deed = data.draw(st.sampled_from(['add', 'add', 'take', 'shut', 'open']))
         if deed == 'add':
-            groups.add(group, token, (token, step), Sorted)
+            groups.add(group, token, step, Due)
             known.setdefault(group, {})
             while token in known[group]:
                 token += 1

@@ -18,10 +18,13 @@ from zodbjobs.model.intake import (
     URGENT,
     chunk_room,
     entries_of,
+    key_of_first,
     lane_number,
+    loaded,
     new_bucket,
     size_of,
 )
+from zodbjobs.model.tokens import first_token, next_token
 
 
 @pytest.fixture
@@ -168,14 +171,43 @@ def test_a_long_lane_is_left_for_a_shorter_one(side, queue, one_lane):
 
 def test_only_wishes_are_stored_with_an_entry(side, queue, one_lane):
     """A chunk is written anew with each put, so most entries are as small as can be."""
-    plain = queue.put(work)
+    plain, again = queue.put(work), queue.put(work)
+    queue.refile(again)
     wishing = queue.put(work, priority=1, begin_by=5)
     (chunk,) = chunks_of(queue).values()
-    assert chunk[plain.oid] == (plain._token, plain)
+    assert [key for key, found in entries_of(chunk) if found is plain] == [chunk.maxKey()]
+    assert chunk[again.oid] == (again._token, again)
     assert len(chunk[wishing.oid]) == 5
     found = {entry.job: entry for _, _, entry in queue.intake.entries()}
-    assert found[plain] == (plain._token, 0, (DEFAULT_PRIORITY, '', (), 0), plain, 0)
+    for job in (plain, again):
+        assert found[job] == (job._token, 0, (DEFAULT_PRIORITY, '', (), 0), job, 0)
     assert found[wishing].group[0] == 1 and found[wishing].deadline > 0
+
+
+def test_jobs_that_would_have_one_key_have_two(side, queue, one_lane, turned, monkeypatch):
+    """No entry takes the place of another one, whatever the clock says."""
+    monkeypatch.setattr('zodbjobs.model.queue._filings.at_once', lambda now: now)
+    monkeypatch.setattr('zodbjobs.model.intake.OID_MASK', 0)
+    jobs = put(side, 3)
+    assert len({job._token for job in jobs}) == 1
+    side.commit()
+    assert {entry.job for *_, entry in queue.intake.entries()} == set(jobs)
+    assert [entry.token for *_, entry in queue.intake.entries()] == [jobs[0]._token] * 3
+    for job in reversed(jobs):
+        assert queue.intake.remove(job.oid, job._token)
+        assert not queue.intake.remove(job.oid, job._token)
+
+
+@pytest.mark.parametrize('us', [0, 5, 2**49 - 1, 2**49, 2**51, 2**52 - 1, 2**52, 2**56])
+def test_no_oid_looks_like_the_time_of_a_filing(us):
+    """Whatever the clock says; and what a key tells of a filing is its token."""
+    oid = 2**40 + 5
+    key = key_of_first(first_token(us), oid)
+    assert key == 0 or 2**59 < key < 2**63
+    assert bool(key) == (2**49 <= us < 2**52)
+    if key:
+        assert loaded(key, oid) == (first_token(us), 0, (DEFAULT_PRIORITY, '', (), 0), oid, 0)
+    assert not key_of_first(next_token(first_token(us), urgent=False), oid)
 
 
 def test_two_producers_may_open_a_chunk_each(side, sides, turned):
@@ -228,7 +260,7 @@ def test_a_put_into_a_chunk_that_went_meanwhile_is_found(sides, turned):
     slow.commit()
     dispatcher.begin()
     intake = dispatcher.queue.intake
-    assert [oid for _, oid, _ in intake.entries(late=True)] == [late[0].oid]
+    assert [entry.job.oid for *_, entry in intake.entries(late=True)] == [late[0].oid]
     turned.advance(GRACE_SECONDS + 1)
     assert intake.prune(turned.micros()) == 0  # it is not closed before that is taken
     assert intake.remove(late[0].oid, late[0]._token)
@@ -309,9 +341,9 @@ def test_dispatchers_may_read_lanes_of_their_own(side, queue, monkeypatch):
     for lane in (0, 5):
         monkeypatch.setattr('zodbjobs.model.intake.lane_number', lambda jar, lane=lane: lane)
         put(side)
-    first, second = (job.oid for job in queue)
+    first, second = queue
     lanes = [[0, 1], [5], [1, 2], [5, 0]]
-    found = [[oid for _, oid, _ in queue.intake.entries(lanes=each)] for each in lanes]
+    found = [[entry.job for *_, entry in queue.intake.entries(lanes=each)] for each in lanes]
     assert found == [[first], [second], [], [second, first]]
 
 

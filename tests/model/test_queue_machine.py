@@ -36,7 +36,8 @@ from ZODB.POSException import ConflictError
 from tests.model.support import SECOND, House, TurnedClock, work
 from zodbjobs import Failure, Queue, clock, status
 from zodbjobs.interfaces import DuplicateJobError
-from zodbjobs.model.ready import PRIORITY, URGENT, is_counted
+from zodbjobs.model.ready import PRIORITY, URGENT
+from zodbjobs.model.tokens import is_counted
 from zodbjobs.runtime import ended
 
 EXAMPLES, STEPS, *STORAGE = os.environ.get('ZODBJOBS_MACHINE', '30,40').split(',')

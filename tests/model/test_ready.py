@@ -5,17 +5,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from zodbjobs.model.intake import URGENT, Entry
-from zodbjobs.model.ready import (
-    CHANNEL,
-    FAR,
-    SHARD_RUN,
-    SHARDS,
-    TIE_BITS,
-    Ready,
-    Sorted,
-    merged,
-    order_key,
-)
+from zodbjobs.model.ready import CHANNEL, SHARD_RUN, SHARDS, Ready, Sorted, merged
+from zodbjobs.model.tokens import FAR, TIE_BITS, order_key
 
 
 class Counted(Sorted):

@@ -798,7 +798,7 @@ class TestEvents:
         other = layer.queue.put(say)
         transaction.commit()
         layer.reactor.wait_for(job, waiting, other, attempts=1)
-        assert len(heard) >= 2 and waiting.result == 'done'
+        assert heard and waiting.result == 'done'
         assert is_idle(layer)
 
 

@@ -59,14 +59,18 @@ class _QueueEvent(ObjectEvent):
 
 
 class JobAdded(_QueueEvent):
-    """A job was put; it will be seen by others when the transaction commits."""
+    """A job was put; it will be seen by others when the transaction commits.
+
+    Dispatchers are woken (`rings`) when the transaction of `connection` is committed.
+    """
+
+    rings = True
 
 
 class JobFiled(_QueueEvent):
-    """A dispatcher has to look at a job: it was put, or came back, or may go on now.
+    """A dispatcher has to look at a job again: it came back, or may go on now.
 
-    `object` is None when that is said of all jobs.  Dispatchers are woken
-    (`rings`) when the transaction of `connection` is committed.
+    `object` is None when that is said of all jobs.  It wakes dispatchers as `JobAdded` does.
     """
 
     rings = True

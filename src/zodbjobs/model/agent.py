@@ -14,7 +14,7 @@ from zodbjobs import status
 from zodbjobs.interfaces import IAgent
 from zodbjobs.model.history import History
 from zodbjobs.model.intake import entries_of, new_bucket, size_of
-from zodbjobs.model.ready import TIE_BITS, is_counted
+from zodbjobs.model.tokens import TIE_BITS, is_counted
 
 
 def _checked_size(size):

@@ -44,6 +44,8 @@ def stored_form(call):
     Returns text for what a module holds, (object, name) for a bound method,
     else the object.  Raises TypeError for what cannot be found again later.
     """
+    if type(call) is types.FunctionType:
+        return _name_of(call)
     if not callable(call):
         raise TypeError(f'{call!r} cannot be called; to pass arguments use Job(function, ...)')
     owner = getattr(call, '__self__', None)
@@ -68,6 +70,8 @@ def _method_name(owner, call):
 
 def _name_of(call):
     module, name = call.__module__, call.__qualname__
+    if getattr(sys.modules.get(module), name, None) is call:  # most are simple functions
+        return f'{module}:{name}'
     if isinstance(getattr(call, '__self__', None), type):  # a class method, maybe an inherited one
         module, name = call.__self__.__module__, f'{call.__self__.__qualname__}.{call.__name__}'
     if '<lambda>' in name or '<locals>' in name:

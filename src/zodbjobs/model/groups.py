@@ -110,15 +110,15 @@ class Groups(Persistent):
 
     def _stream(self, group, wanted, late):
         priority = group[PRIORITY]
-        for slot, (token, job) in self[group].items():
+        for slot, token, job in self[group].filings():
             if wanted is not None and not wanted(group):
                 return
             yield (priority, token + late), (token, slot, group, job)
 
     # change
 
-    def add(self, group, token, value, make_tree):
-        """File `value` in the tree of `group` at the first free key from `token` on; returns it."""
+    def add(self, group, token, job, make_tree):
+        """File a job in the tree of `group`, one that `make_tree` makes; returns its slot."""
         found = self._trees.get(group)
         if found is None:
             found = self._trees[group] = (token, None, make_tree())
@@ -129,7 +129,7 @@ class Groups(Persistent):
             heads.remove((group[PRIORITY], bound, group))
             heads.insert((group[PRIORITY], token, group))
             self._trees[group] = (token, quota, tree)
-        return tree.add(token, value)
+        return tree.file(token, job)
 
     def take(self, group, slot):
         """Remove one job, and the group with its last one."""

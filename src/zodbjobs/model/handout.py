@@ -27,9 +27,9 @@ from zodbjobs.model.ready import (
     QUOTAS,
     RUNS_ONCE,
     SHARDS,
-    order_key,
     shard_of,
 )
+from zodbjobs.model.tokens import order_key
 
 #: Entries sorted in one round: 15-25 microseconds each, and a claim must stay short.
 SORT_LIMIT = 1000
@@ -83,7 +83,7 @@ class Round:
         self.left_until = None  # when entries in lanes of others may be taken (microseconds)
         self.complain = complain
         self.reports_wait = reports_wait  # of attempts that ended, to be written down
-        self.fresh = {}  # group -> [(token, chunk, group, job)], sorted; still in the lanes
+        self.fresh = {}  # group -> [(token, (chunk, key), group, job)], sorted; still in the lanes
         self.rooms = {}  # quota name -> free places
         self.full = {}  # sorted group -> the name of the quota that is full
         self.cleaned = set()  # names of quotas that forgot what runs no more
@@ -113,19 +113,19 @@ class Round:
         if others and len(entries) < SORT_LIMIT:
             foreign = intake.entries(SORT_LIMIT, others)
             entries += foreign if late else filter(self._was_left, foreign)
-        for chunk, oid, entry in entries:
+        for chunk, key, entry in entries:
             if entry.due == DEPENDS:
-                del chunk[oid]
+                del chunk[key]
                 self._await(entry)
             elif entry.due > self.now:
-                del chunk[oid]
+                del chunk[key]
                 self._file(entry)
             else:
                 self.fresh.setdefault(entry.group, []).append(
-                    (entry.token, chunk, entry.group, entry.job)
+                    (entry.token, (chunk, key), entry.group, entry.job)
                 )
                 if entry.deadline:
-                    self.deadlines[oid] = entry
+                    self.deadlines[entry.job._p_oid] = entry
         for stream in self.fresh.values():
             stream.sort(key=lambda item: item[0])
 
@@ -233,7 +233,7 @@ class Round:
     def _candidates(self, agent):
         """Yield (token, place, group, job) in claim order from lanes and trees.
 
-        `place` is the chunk, or the slot in the group's tree.
+        `place` is (chunk, key), or the slot in the group's tree.
         """
         channels = agent.channels
         fresh = [
@@ -312,17 +312,17 @@ class Round:
     def _take_off(self, item):
         """Remove an entry from its lane or tree; returns the oid of its job."""
         _, place, group, job = item
-        oid = int.from_bytes(job._p_oid, 'big')
         if group[KIND] & RUNS_ONCE and not isinstance(job, Broken):
             job.claimed_once()
         if isinstance(place, int):
             self.ready.take(group, place)
             self._count(group, -1)
         else:
-            del place[oid]
+            chunk, key = place
+            del chunk[key]
             self.fresh[group].remove(item)
-            self.deadlines.pop(oid, None)
-        return oid
+            self.deadlines.pop(job._p_oid, None)
+        return int.from_bytes(job._p_oid, 'big')
 
     def _list(self, agent, oid, token, job, quota_names, ahead):
         if agent.claimed(oid, token, job, ahead, self.now):
@@ -437,12 +437,11 @@ class Round:
     def file_rest(self, leave=LEFT_IN_LANES):
         """Sort what was not claimed, and bring the count of sorted jobs up to date."""
         rest = [item for stream in self.fresh.values() for item in stream]
-        came_late = any(chunk._p_oid in self.out_of_use for _, chunk, *_ in rest)
+        came_late = any(chunk._p_oid in self.out_of_use for _, (chunk, _), *_ in rest)
         if len(rest) > leave or self.deadlines or came_late:
-            for token, chunk, group, job in rest:
-                oid = int.from_bytes(job._p_oid, 'big')
-                del chunk[oid]
-                self._file(self.deadlines.get(oid) or Entry(token, 0, group, job))
+            for token, (chunk, key), group, job in rest:
+                del chunk[key]
+                self._file(self.deadlines.get(job._p_oid) or Entry(token, 0, group, job))
             self.fresh = {}
             self.deadlines = {}
         self._shut_full()

@@ -13,7 +13,8 @@ from persistent import Persistent
 
 from zodbjobs import clock
 from zodbjobs.model.journal import Journal
-from zodbjobs.model.ready import TIE_BITS, Sorted, order_key
+from zodbjobs.model.ready import Sorted
+from zodbjobs.model.tokens import TIE_BITS, order_key
 
 DAY_SECONDS = 86_400
 

@@ -4,8 +4,14 @@ A producer's transaction writes its own new job and one entry here, and nothing
 else.  A stock BTrees bucket that stands alone merges concurrent inserts and
 deletes of different keys, as long as its first key is never deleted and it
 never becomes empty; so every bucket keeps a `SENTINEL` as its smallest key, and
-entries are keyed by the oid of their job, which no two producers share.  The
+an entry's key is made of its job's oid, which no two producers share.  The
 merging is done by code of BTrees, also in a ZEO server that lacks this package.
+
+Of most jobs only the job is stored, as the key tells when it was filed:
+
+    microseconds << 11 | end of the oid: job        no wishes, first filing
+    oid: (token, job)                               no wishes
+    oid: (token, due, group, job[, deadline])
 
 Chunks that were emptied leave their lane, so that nobody walks them, but merge
 what comes late for some time.  Clearing a chunk, sentinel and all, closes it: a
@@ -22,11 +28,13 @@ import typing
 
 from BTrees.LOBTree import LOBTree, LOBucket
 from persistent import Persistent
+from ZODB.utils import p64, u64
 
 from zodbjobs import clock
+from zodbjobs.model.tokens import TIE_BITS, first_token
 
 #: The smallest key of every bucket; it stays for as long as the bucket is open.
-SENTINEL = -(2**63)
+SENTINEL = -1
 
 #: One lane would serialise producers on storages that lock rows (RelStorage).
 LANES = 8
@@ -71,14 +79,18 @@ DEFAULT_PRIORITY = 2**31
 #: Such a job has its result, so it is not counted among those that wait.
 URGENT = -1
 
+#: Of the key that tells a first filing so many bits are of the oid.
+OID_BITS = 11
+OID_MASK = (1 << OID_BITS) - 1
+
+#: The microseconds that such keys can hold (1987 to 2112): no oid is so large as to look like one.
+FIRST_MICROS, LAST_MICROS = 2**49, 2**52
+
 _salt = random.getrandbits(62) | 1
 
 
 class Entry(typing.NamedTuple):
-    """What the queue must know of a waiting job, so that sorting loads no job.
-
-    It is stored as a plain tuple, and of most jobs only (token, job).
-    """
+    """What the queue must know of a waiting job, so that sorting loads no job."""
 
     token: int  # the filing: time << 6 | tie; also the order among equals
     due: int  # microseconds; the job does not start before it.  0: at once.  Or DEPENDS
@@ -91,18 +103,32 @@ class Entry(typing.NamedTuple):
 PLAIN_GROUP = (DEFAULT_PRIORITY, '', (), 0)
 
 
-def stored(entry):
-    """The stored form of an Entry."""
-    if entry.deadline:
-        return tuple(entry)
-    if entry.due == 0 and entry.group == PLAIN_GROUP:
-        return entry.token, entry.job
-    return tuple(entry[:4])
+def stored(token, due, group, job, deadline):
+    """The stored form of an entry, under the oid of its job."""
+    if deadline:
+        return token, due, group, job, deadline
+    if due == 0 and group == PLAIN_GROUP:
+        return token, job
+    return token, due, group, job
 
 
-def loaded(found):
-    """The Entry of a stored form."""
+def loaded(key, found):
+    """The Entry of a key and what is stored there."""
+    if type(found) is not tuple:
+        return Entry(first_token(key >> OID_BITS), 0, PLAIN_GROUP, found)
     return Entry(found[0], 0, PLAIN_GROUP, found[1]) if len(found) == 2 else Entry(*found)
+
+
+def key_of_first(token, oid):
+    """The key of the first filing of a job without wishes; 0 if it cannot be told by a key.
+
+    Two producers can get the same one, and one of them a ConflictError, if they file in the same
+    microsecond and chunk and the ends of their oids agree.
+    """
+    us = token >> TIE_BITS
+    if token == first_token(us) and FIRST_MICROS <= us < LAST_MICROS:
+        return us << OID_BITS | oid & OID_MASK
+    return 0
 
 
 def new_bucket():
@@ -142,6 +168,11 @@ def chunk_room(chunks):
     return max(CHUNK_ENTRIES, min(LARGE_CHUNK_ENTRIES, math.isqrt(2 * chunks)))
 
 
+def _has_room(chunk, lane):
+    length = length_of(chunk)
+    return length <= CHUNK_ENTRIES or length <= chunk_room(size_of(lane))
+
+
 def lane_number(jar):
     """The lane of a connection: always the same one, so that its cache is warm."""
     return (id(jar) * _salt >> 24) % LANES
@@ -156,23 +187,31 @@ class Intake(Persistent):
             lane[clock.micros()] = new_bucket()
         self.closing = LOBTree()  # {when its successor was opened: chunk}; dispatchers only
 
-    def add(self, jar, oid, entry):
-        """Leave `entry` (an Entry) for the job of `oid` (int)."""
+    def add(self, token, due, group, job, deadline=0):
+        """Leave an entry (see Entry) for a job that has an oid."""
+        oid = u64(job._p_oid)
+        chunk = self._chunk(job._p_jar, oid)
+        if due == deadline == 0 and group == PLAIN_GROUP:
+            key = key_of_first(token, oid)
+            if key and key not in chunk:
+                chunk[key] = job
+                return
+        chunk[oid] = stored(token, due, group, job, deadline)
+
+    def _chunk(self, jar, oid):
+        """A chunk that has room for the job of `oid` (int)."""
         lane = self.lanes[lane_number(jar)]
-        if length_of(lane) > SPARE_CHUNKS:
+        length = length_of(lane)
+        if length > SPARE_CHUNKS:
             lane = self.__dict__.get('_v_spare', lane)
         chunk = lane[lane.maxKey()]
-        if length_of(chunk) > chunk_room(size_of(lane)):
-            if length_of(lane) > SPARE_CHUNKS:
-                lane = self._v_spare = self._spare(lane)
-            chunk = self._with_room(lane, oid)
-        chunk[oid] = stored(entry)
-
-    def _with_room(self, lane, oid):
-        """The newest chunk of a lane, or one more if that is full."""
+        if _has_room(chunk, lane):
+            return chunk
+        if length > SPARE_CHUNKS:
+            lane = self._v_spare = self._spare(lane)
         newest = lane.maxKey()
         chunk = lane[newest]
-        if length_of(chunk) > chunk_room(size_of(lane)):
+        if not _has_room(chunk, lane):
             chunk = new_bucket()
             # Two producers may do this in one microsecond: their jobs tell them apart.
             lane[max(clock.micros(), newest + 1) + oid % KEY_SPREAD] = chunk
@@ -191,19 +230,19 @@ class Intake(Persistent):
                     yield chunk
 
     def entries(self, limit=None, lanes=range(LANES), late=False):
-        """Yield (chunk, oid, Entry) of these lanes, at most `limit` of them.
+        """Yield (chunk, key, Entry) of these lanes, at most `limit` of them.
 
         With `late` also what came to chunks that are out of use.
         """
-        found = 0
+        count = 0
         chunks = self.chunks(lanes)
         for chunk in itertools.chain(chunks, self.closing.values()) if late else chunks:
             if length_of(chunk) < 2:
                 continue
-            for oid, entry in entries_of(chunk):
-                yield chunk, oid, loaded(entry)
-                found += 1
-                if found == limit:
+            for key, found in entries_of(chunk):
+                yield chunk, key, loaded(key, found)
+                count += 1
+                if count == limit:
                     return
 
     def remove(self, oid, token):
@@ -214,8 +253,12 @@ class Intake(Persistent):
         is a stale one, like those in the trees.
         """
         out_of_use = itertools.islice(self.closing.values(), CLOSING_LOOKED_AT)
+        first = key_of_first(token, oid)
         for chunk in itertools.chain(self.chunks(), out_of_use):
-            if oid in chunk and loaded(chunk[oid]).token == token:
+            if first in chunk and chunk[first]._p_oid == p64(oid):
+                del chunk[first]
+                return True
+            if oid in chunk and chunk[oid][0] == token:
                 del chunk[oid]
                 return True
         return False
@@ -225,7 +268,7 @@ class Intake(Persistent):
         chunks = list(self.chunks())
         stride = -(-len(chunks) // COUNTED_CHUNKS)  # the oldest are the smallest
         counted = [
-            sum(loaded(entry).group[0] != URGENT for _, entry in entries_of(chunk))
+            sum(loaded(key, entry).group[0] != URGENT for key, entry in entries_of(chunk))
             for chunk in chunks[::stride]
         ]
         return sum(counted) * len(chunks) // len(counted)

@@ -43,7 +43,7 @@ from zodbjobs.model.call import (
 )
 from zodbjobs.model.failure import Failure, is_failure
 from zodbjobs.model.notes import Annotations
-from zodbjobs.model.ready import TIE_MASK
+from zodbjobs.model.tokens import TIE_MASK
 from zodbjobs.model.wished import WishedJob
 from zodbjobs.model.wishes import check_factory
 
@@ -62,6 +62,9 @@ class Job(WishedJob):
     ``Job(callable, *args, **kwargs)``; arguments given when it is called come
     behind these, keywords override.
     """
+
+    #: Where it is public: stored in each record of a job, and in each that refers to jobs.
+    __module__ = 'zodbjobs'
 
     def __init__(self, *args, **kwargs):
         if not args:
@@ -668,11 +671,12 @@ class Job(WishedJob):
         if not isinstance(self._call, str):
             check_storable(self._call, jar, f'the callable of {self!r}')
         args, kwargs = self.given()
-        if not is_plain(args):
+        if args and not is_plain(args):
             check_storable(args, jar, f'an argument of {self!r}')
-        if not is_plain(kwargs):
+        if kwargs and not is_plain(kwargs):
             check_storable(kwargs, jar, f'a keyword argument of {self!r}')
-        check_factory(self._retry_policy_factory, jar)
+        if self._retry_policy_factory is not None:
+            check_factory(self._retry_policy_factory, jar)
         for callback in self._callbacks:
             callback.check_args(jar)
 

@@ -49,16 +49,9 @@ from zodbjobs.model.message import checked_handler
 from zodbjobs.model.named import Named
 from zodbjobs.model.notes import Notes
 from zodbjobs.model.quota import Quotas
-from zodbjobs.model.ready import (
-    IS_MESSAGE,
-    RUNS_ONCE,
-    TIE_BITS,
-    TIE_MASK,
-    Ready,
-    next_token,
-    order_key,
-)
+from zodbjobs.model.ready import IS_MESSAGE, RUNS_ONCE, Ready
 from zodbjobs.model.registry import Dispatchers
+from zodbjobs.model.tokens import TIE_BITS, TIE_MASK, next_token, order_key
 from zodbjobs.model.wishes import (
     check_factory,
     checked_capacity,
@@ -153,9 +146,7 @@ class Queue(Persistent):
         result_ttl=None,
         time_limit=None,
     ):
-        jar = self._jar()
         self._refuse_if_closed()
-        now = clock.micros()
         job = as_job(item)
         _refuse_unless_new(job)
         if on_conflict not in CONFLICTS:
@@ -172,18 +163,18 @@ class Queue(Persistent):
         }
         wishes = {n: CHECKS[n](value) for n, value in asked.items() if value is not None}
         if begin_after is not None or delay is not None:
-            wishes['_due'] = checked_due(begin_after, delay, now)
+            wishes['_due'] = checked_due(begin_after, delay, clock.micros())
         if retries is not None or retry_policy_factory is not None:
             wishes['_retries'] = checked_retries(retries, retry_policy_factory)
             wishes['_retry_policy_factory'] = retry_policy_factory
         if depends_on != ():
-            wishes['_depends_on'] = _checked_jobs(depends_on, 'depends_on', jar) or None
+            wishes['_depends_on'] = _checked_jobs(depends_on, 'depends_on', self._jar()) or None
         if after != ():
-            wishes['_after'] = _checked_jobs(after, 'after', jar) or None
+            wishes['_after'] = _checked_jobs(after, 'after', self._jar()) or None
         quota_names = job._quota_names if quota_names is None else quota_names
         if quota_names != job._quota_names or quota_names:
             wishes['_quota_names'] = self.quotas.check(quota_names)
-        if id is None or self.ids.get(id) is None:
+        if self.settings.capacity is not None and (id is None or self.ids.get(id) is None):
             self._refuse_if_full()
         return self._put(job, wishes, id, on_conflict)
 
@@ -191,7 +182,8 @@ class Queue(Persistent):
         """Put a job with wishes that have been checked: {attribute: value or, unwished, None}."""
         jar = self._jar()
         job.check_args(jar)
-        check_factory(wishes.get('_retry_policy_factory'), jar)
+        if '_retry_policy_factory' in wishes:
+            check_factory(wishes['_retry_policy_factory'], jar)
         if job._p_jar is not None and job._p_jar is not jar:
             raise ValueError(f'{job!r} belongs to another connection than the queue')
         if id is not None:
@@ -205,10 +197,10 @@ class Queue(Persistent):
             jar.add(job)
         utility = queryUtility(IUUID)
         job.enqueued(self._p_oid, clock.micros(), None if utility is None else utility.bytes)
-        self.file(job, keep=False)
+        self._file(job, keep=False)
         if id is not None:
             self.ids.add(id, job)
-        notify(JobAdded(job, self))
+        notify(JobAdded(job, self))  # wakes the dispatchers
         return job
 
     def put_part(self, job, wishes=()):
@@ -290,6 +282,10 @@ class Queue(Persistent):
         `keep`: it keeps its place among the jobs of its date.  `was_due`: it was
         claimed, so its date had come, whatever the clock of this host says.
         """
+        self._file(job, keep, was_due)
+        announce(JobFiled(job, self))  # wakes the dispatchers
+
+    def _file(self, job, keep, was_due=False):
         base = job._due if self.settings.order == 'due' else job._put
         us = job._token >> TIE_BITS
         if not (keep and job._token and 0 <= us - base <= DRIFT):
@@ -297,7 +293,8 @@ class Queue(Persistent):
         group = group_of(job)
         blocked = (job._depends_on or job._after) and job.blockers()
         deadline = 0 if job._begin_by is None or job._attempts else job._due + job._begin_by
-        due = 0 if was_due or job._due <= clock.micros() else job._due
+        is_due = was_due or job._due == job._put or job._due <= clock.micros()
+        due = 0 if is_due else job._due
         self._leave(job, us, DEPENDS if blocked else due, group, deadline)
 
     def file_urgently(self, job, due=0, needs=0):
@@ -308,6 +305,7 @@ class Queue(Persistent):
         group = (URGENT, job._channel or '', (), needs)
         now = clock.micros()
         self._leave(job, max(now, due), due if due > now else 0, group)
+        announce(JobFiled(job, self))
 
     def _leave(self, job, us, due, group, deadline=0):
         us = order_key(us) >> TIE_BITS
@@ -316,8 +314,7 @@ class Queue(Persistent):
         if job._token >> TIE_BITS != us:
             token = us << TIE_BITS | token & TIE_MASK
         job._token = token
-        self.intake.add(self._p_jar, job.oid, Entry(job._token, due, group, job, deadline))
-        announce(JobFiled(job, self))  # wakes the dispatchers
+        self.intake.add(token, due, group, job, deadline)
 
     def unfile(self, job):
         """Take the entry of a waiting job away, or make it stale where it is sorted."""

@@ -24,13 +24,7 @@ from persistent import Persistent
 
 from zodbjobs.model.groups import Groups
 from zodbjobs.model.intake import URGENT
-
-#: Bits of a key that are not time.
-TIE_BITS = 6
-
-#: Keys have 63 bits, so a time beyond this (the year 4253, in microseconds) sorts as this.
-FAR = 2**56
-TIE_MASK = (1 << TIE_BITS) - 1
+from zodbjobs.model.tokens import TIE_BITS, is_counted, order_key
 
 #: Entries of the same instant, or nearly, among which one is looked for.
 WITHDRAW_LIMIT = 1000
@@ -49,28 +43,9 @@ SHARD_RUN = 256
 SHARD = 4
 
 
-def next_token(token, urgent):
-    """The number of a job's next filing after `token`, before its time is put in.
-
-    That of an urgent one is even, so that the number alone tells them apart: an
-    urgent filing is not among those that are counted, current or stale.
-    """
-    return (token | 1) + 1 if urgent else (token + 1) | 1
-
-
-def is_counted(token):
-    """Whether a filing counted as a waiting one."""
-    return bool(token & 1)
-
-
 def shard_of(group):
     """The number of the shard that a group in the trees is."""
     return group[SHARD] if len(group) > SHARD else 0
-
-
-def order_key(us):
-    """The first key for the time `us` (microseconds), whatever time a caller wished for."""
-    return min(max(us, 0), FAR) << TIE_BITS
 
 
 class Sorted(LOBTree):
@@ -101,11 +76,31 @@ class Sorted(LOBTree):
         return key
 
 
+class Due(Sorted):
+    """The due jobs of a group: {token: job}, or {slot: (token, job)} where that key was taken."""
+
+    def file(self, token, job):
+        """Sort a job in; returns its slot."""
+        return self.add(token, (token, job) if token in self else job)
+
+    def filings(self, first=None):
+        """Yield (slot, token, job) from the slot `first` on."""
+        for slot, found in self.items(first):
+            yield (slot, *found) if type(found) is tuple else (slot, slot, found)
+
+    def slot_of(self, token):
+        """The slot of a filing that is here, or None."""
+        for slot, found, _ in itertools.islice(self.filings(token), WITHDRAW_LIMIT):
+            if found == token:
+                return slot
+        return None
+
+
 class Ready(Persistent):
     """The sorted jobs of a queue.  This record itself is written once."""
 
     def __init__(self):
-        self.groups = Groups()  # {group: Sorted {token: (token, job)}}
+        self.groups = Groups()  # {group: Due}
         self.later = Sorted()  # {due << 6: (token, group, job)}
         self.deadlines = Sorted()  # {deadline << 6: (token, job)}
         self.waiting = Length()  # entries in groups and later
@@ -123,7 +118,7 @@ class Ready(Persistent):
         shard = 0 if group[QUOTAS] else self._next_shard()
         if shard:
             group = (*group, shard)
-        self.groups.add(group, token, (token, job), Sorted)
+        self.groups.add(group, token, job, Due)
 
     def _next_shard(self):
         count = self.__dict__.get('_v_filed')
@@ -196,7 +191,7 @@ class Ready(Persistent):
         `wanted` (called with the group) is asked before each, so a stream ends
         as soon as its quota is full.
         """
-        for slot, (token, job) in self.groups[group].items():
+        for slot, token, job in self.groups[group].filings():
             if wanted is not None and not wanted(group):
                 return
             yield token, slot, group, job
@@ -256,16 +251,18 @@ class Ready(Persistent):
         if found is not None:
             self.take(*found)
             return True
-        slot = _at(self.later, order_key(due), token)
-        if slot is not None:
-            del self.later[slot]
-        return slot is not None
+        later = self.later.items(order_key(due))
+        for slot, entry in itertools.islice(later, WITHDRAW_LIMIT):
+            if entry[0] == token:
+                del self.later[slot]
+                return True
+        return False
 
     def find(self, group, token):
         """(group with its shard, slot) of the due job with that filing, or None."""
         for place in (group, *((*group, shard) for shard in range(1, SHARDS))):
             tree = self.groups.get(place)
-            slot = None if tree is None else _at(tree, token, token)
+            slot = None if tree is None else tree.slot_of(token)
             if slot is not None:
                 return place, slot
         return None
@@ -277,14 +274,6 @@ class Ready(Persistent):
         self.deadlines.clear()
         self.waiting.set(0)
         self.dropped.set(0)
-
-
-def _at(tree, key, token):
-    """The key, not far from `key` on, of the entry of the filing `token` in a Sorted, or None."""
-    for slot, entry in itertools.islice(tree.items(key), WITHDRAW_LIMIT):
-        if entry[0] == token:
-            return slot
-    return None
 
 
 def _place(item):

@@ -1,8 +1,6 @@
-"""What is stored of a job, in as few bytes as can be.
+"""The attributes of a job, and which of them are stored.
 
-A job's record is written twice in its life, and it is most of what a job costs
-the storage.  So attributes are stored under numbers, and what has its class's
-default is not stored at all.
+What has its class's default is not stored at all, the rest as `packed` does it.
 
 Runs in the thread of the job's connection.
 """
@@ -16,62 +14,7 @@ from zodbjobs.interfaces import BadStatusError
 from zodbjobs.model.call import lasting
 from zodbjobs.model.intake import DEFAULT_PRIORITY
 from zodbjobs.model.owned import OwnedDict, OwnedList
-from zodbjobs.model.ready import TIE_BITS
-
-#: Attribute -> its number in the stored state.  Numbers, because a job's record is
-#: written twice and names would be half of it; what has its class's default is not
-#: written at all.  A number is never used for anything else.
-STATE = {
-    '_status': 1,
-    '_call': 2,
-    '_args': 3,
-    '_kwargs': 4,
-    '_queue_oid': 5,
-    '_agent_oid': 6,
-    '_parent': 7,
-    '_token': 8,
-    '_due': 9,
-    '_put': 10,
-    '_begin_by': 11,
-    '_priority': 12,
-    '_channel': 13,
-    '_quota_names': 14,
-    '_id': 15,
-    '_depends_on': 16,
-    '_after': 17,
-    '_callbacks': 18,
-    '_outers': 19,
-    '_result': 20,
-    '_waits': 21,
-    '_active_start': 22,
-    '_active_end': 23,
-    '_told': 24,
-    '_attempts': 25,
-    '_interruptions': 26,
-    '_conflicts': 27,
-    '_interrupted': 28,
-    '_cancelled': 29,
-    '_hold_reason': 30,
-    '_policy': 31,
-    '_retry_policy_factory': 32,
-    '_retries': 33,
-    '_failure_log_level': 34,
-    '_result_ttl': 35,
-    '_annotations': 36,
-    '_assigner': 37,
-    '_lease': 38,
-    '_time_limit': 39,
-    '_overran': 40,
-    '_number': 41,
-    '_deeds': 42,
-    '_trace': 43,
-}
-
-NAMES = {number: name for name, number in STATE.items()}
-
-#: Where the attributes of a subclass are kept.
-OF_SUBCLASS = 0
-
+from zodbjobs.model.packed import NAMES, OF_SUBCLASS, STATE, packed, unpacked
 
 #: What is safe to compare with a class's default: no foreign __eq__ is called.
 _COMPARABLE = frozenset((type(None), str, int, bool, tuple, float))
@@ -151,20 +94,18 @@ class JobRecord(Persistent):
                     state[number] = given
                 else:
                     state.pop(number, None)
-        _pack(state)
         if extra:
             state[OF_SUBCLASS] = extra
-        return lasting(state)
+        return lasting(packed(state))
 
     def __setstate__(self, state):
         found = self.__dict__
         found.clear()
-        for number, value in state.items():
+        for number, value in unpacked(state).items():
             if number == OF_SUBCLASS:
                 found.update(value)
             else:
                 found[NAMES[number]] = value
-        _unpack(found)
 
     id = property(lambda self: self._id)
     depends_on = property(lambda self: self._depends_on)
@@ -264,66 +205,3 @@ class JobRecord(Persistent):
 
 
 _DEFAULTS = {name: getattr(JobRecord, name) for name in STATE}
-
-
-def _pack(state):
-    """Store shorter, in a state by numbers, what most jobs have alike.  `_unpack` undoes it."""
-    if _STATUS in state:
-        state[_STATUS] = STORED_STATES.index(state[_STATUS])
-    for number in (_QUEUE, _AGENT):
-        if number in state:
-            state[number] = int.from_bytes(state[number], 'big')
-    put = state.get(_PUT)
-    if put is not None:
-        if state.get(_DUE) == put:  # most jobs begin when they are put
-            del state[_DUE]
-        if state.get(_TOKEN) == _first_token(put):
-            del state[_TOKEN]
-    start = state.get(_START)
-    if start is not None:
-        if _END in state:
-            state[_END] -= start
-        if put is not None:
-            state[_START] -= put
-
-
-def _unpack(found):
-    """Give attributes the values that `_pack` has shortened; those left out are the usual ones."""
-    if '_status' in found:
-        found['_status'] = STORED_STATES[found['_status']]
-    for name in ('_queue_oid', '_agent_oid'):
-        if name in found:
-            found[name] = found[name].to_bytes(8, 'big')
-    put = found.get('_put')
-    if put is not None:
-        found.setdefault('_due', put)
-        found.setdefault('_token', _first_token(put))
-    if found.get('_active_start') is not None:
-        found['_active_start'] += put or 0
-        if '_active_end' in found:
-            found['_active_end'] += found['_active_start']
-
-
-def _first_token(put):
-    """The number of the first filing of a job that was put then and may begin at once."""
-    return put << TIE_BITS | 1
-
-
-#: A state's place here is its stored form: none ever moves, and new ones go to the end.
-STORED_STATES = (
-    status.NEW,
-    status.PENDING,
-    status.HELD,
-    status.ASSIGNED,
-    status.ACTIVE,
-    status.CALLBACKS,
-    status.COMPLETED,
-)
-
-_STATUS, _QUEUE, _AGENT, _PUT, _DUE, _TOKEN, _START, _END = (
-    STATE[name]
-    for name in (
-        '_status', '_queue_oid', '_agent_oid', '_put', '_due', '_token', '_active_start',
-        '_active_end',
-    )
-)  # fmt: skip

@@ -21,16 +21,8 @@ from zodbjobs import status
 from zodbjobs.model.intake import URGENT
 from zodbjobs.model.message import Message
 from zodbjobs.model.queue import group_of, next_filing
-from zodbjobs.model.ready import (
-    IS_MESSAGE,
-    KIND,
-    PRIORITY,
-    QUOTAS,
-    TIE_BITS,
-    Sorted,
-    next_token,
-    order_key,
-)
+from zodbjobs.model.ready import IS_MESSAGE, KIND, PRIORITY, QUOTAS, Due
+from zodbjobs.model.tokens import TIE_BITS, first_token, next_token, order_key
 
 #: Ready jobs that are looked up at once, and the most that are kept in mind.
 FILL, MOST = 500, 20_000
@@ -109,7 +101,7 @@ class Tube:
         job._queue_oid = queue._p_oid
         job._put = put
         job._due = put + delay
-        job._token = put << TIE_BITS | 1
+        job._token = first_token(put)
         job._status = status.PENDING
         queue._p_jar.add(job)
         self._file(job, delay)
@@ -133,7 +125,7 @@ class Tube:
         self.ready.waiting.change(1)
 
     def _file_due(self, group, token, job):
-        slot = self.ready.groups.add(group, token, (token, job), Sorted)
+        slot = self.ready.groups.add(group, token, job, Due)
         self._count(1, group[PRIORITY])
         self._note(Place(group[PRIORITY], token, group, slot, job))
 

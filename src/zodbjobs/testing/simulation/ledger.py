@@ -533,7 +533,7 @@ def _entries(queue):
     for _, _, entry in queue.intake.entries(late=True):
         yield entry.token, entry.job
     for tree in queue.ready.groups.values():
-        yield from tree.values()
+        yield from ((token, job) for _, token, job in tree.filings())
     for entry in queue.ready.later.values():
         yield entry[0], entry[-1]
     for waiting in queue.waiters.values():
