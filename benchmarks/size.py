@@ -1,7 +1,7 @@
 """Size: what a job writes in its life, and what a pack leaves of it.
 
 Measured where the database is a file that this process has: put, claim and
-completion, one commit per put and per completion, jobs with three arguments.
+completion, one commit per put.  Arguments are stored twice, as a job's record is.
 """
 
 import transaction
@@ -24,16 +24,10 @@ def measure(place, scale):
     count = scale.lives
     steady = _as_it_comes(place, count)
     yield (Figure("bytes in a job's life, done as it comes", steady, 'B', SIZE),)
+    yield (_life(place, count, 'the same of a call alone, put before there is a worker', _call),)
     queue = place.fresh()
     bare = _packed(place)
-    put = _put_before(place, queue, count) / count
-    run, k = _run(place, queue, count)
-    run /= count
-    life = Figure(
-        'the same, put before there is a worker', put + run, 'B', SIZE,
-        f'put {put:.0f}, claim and completion {run:.0f} (k {k:.1f})',
-        {'put': put, 'run': run, 'jobs_per_claim': k},
-    )  # fmt: skip
+    life = _life(place, count, 'the same with three arguments', _call_with_arguments, queue)
     kept = (_packed(place) - bare) / count
     _forget(place)
     left = _packed(place) - bare
@@ -47,13 +41,34 @@ def measure(place, scale):
     )  # fmt: skip
 
 
+def _life(place, count, name, job_of, queue=None):
+    """What `count` jobs write that are put before there is a worker."""
+    queue = queue or place.fresh()
+    put = _put_before(place, queue, count, job_of) / count
+    run, k = _run(place, queue, count)
+    run /= count
+    return Figure(
+        name, put + run, 'B', SIZE,
+        f'put {put:.0f}, claim and completion {run:.0f} (k {k:.1f})',
+        {'put': put, 'run': run, 'jobs_per_claim': k},
+    )  # fmt: skip
+
+
+def _call(number):
+    return Job(work.nothing)
+
+
+def _call_with_arguments(number):
+    return Job(work.nothing, number, 'a text of some length', 3.5)
+
+
 def _as_it_comes(place, count):
     """Bytes per job of a queue whose workers keep up with one producer."""
     queue = place.fresh()
     with staff.dispatcher(place.db, THREADS) as dispatcher:
         before = place.file_size()
         for number in range(count):
-            _put(place, queue, number)
+            _put(place, queue, _call_with_arguments(number))
         _finish(dispatcher, staff.Claims(dispatcher), count)
     return (place.file_size() - before) / count
 
@@ -65,20 +80,20 @@ def _packed(place):
     return place.file_size()
 
 
-def _put(place, queue, number):
+def _put(place, queue, job):
     place.manager.begin()
-    queue.put(Job(work.nothing, number, 'a text of some length', 3.5))
+    queue.put(job)
     place.manager.commit()
 
 
-def _put_before(place, queue, count):
+def _put_before(place, queue, count, job_of):
     """Put `count` jobs in a paused queue; returns the bytes."""
     before = place.file_size()
     place.manager.begin()
     queue.pause()
     place.manager.commit()
     for number in range(count):
-        _put(place, queue, number)
+        _put(place, queue, job_of(number))
     return place.file_size() - before
 
 

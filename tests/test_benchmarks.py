@@ -52,7 +52,7 @@ def test_producers_meet_no_conflict(table):
 
 
 def test_a_life_is_more_than_its_put_and_less_after_pack(table):
-    (life,) = named(table, 'the same, put before')
+    _, life = named(table, 'the same')
     (kept,) = named(table, 'left of it after pack, while')
     assert life.facts['put'] > 100 and life.facts['run'] > 100
     assert 0 < kept.value < life.value

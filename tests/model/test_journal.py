@@ -5,7 +5,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from zodbjobs.model.intake import size_of
-from zodbjobs.model.journal import CHUNK_ENTRIES, Journal
+from zodbjobs.model.journal import CHUNK_ENTRIES, FULL_ENTRIES, Journal
 
 ADD, POP = st.tuples(st.just('add'), st.integers(0, 50)), st.just(('pop', 0))
 
@@ -44,7 +44,8 @@ def test_an_addition_writes_the_last_chunk_only(house):
     journal = side.connection.root()['journal'] = Journal()
     for number in range(3 * CHUNK_ENTRIES - 1):
         journal.append(number, number, None)
-    side.commit()
+        side.commit()
+        side.begin()
     chunks = list(journal.chunks.values())
     assert [size_of(chunk) for chunk in chunks] == [CHUNK_ENTRIES] * 2 + [CHUNK_ENTRIES - 1]
     side.begin()
@@ -52,3 +53,17 @@ def test_an_addition_writes_the_last_chunk_only(house):
     assert [chunk._p_changed for chunk in chunks] == [False, False, True]
     assert not journal.chunks._p_changed
     side.abort()
+
+
+def test_many_additions_of_one_transaction_share_larger_chunks(house):
+    """The last one is written anyway, however many there are."""
+    side = house.side()
+    journal = side.connection.root()['journal'] = Journal()
+    side.commit()
+    for _ in range(2):
+        side.begin()
+        for number in range(FULL_ENTRIES + 1):
+            journal.append(number, number, None)
+        side.commit()
+    sizes = [size_of(chunk) for chunk in journal.chunks.values()]
+    assert sizes == [FULL_ENTRIES, FULL_ENTRIES, 2]

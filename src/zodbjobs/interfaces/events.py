@@ -49,7 +49,7 @@ class _QueueEvent(ObjectEvent):
     """Something happened to a job on its way; `queue` is its queue."""
 
     def __init__(self, object, queue):
-        super().__init__(object)
+        self.object = object
         self.queue = queue
 
     @property

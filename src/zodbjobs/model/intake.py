@@ -28,7 +28,7 @@ import typing
 
 from BTrees.LOBTree import LOBTree, LOBucket
 from persistent import Persistent
-from ZODB.utils import p64, u64
+from ZODB.utils import p64
 
 from zodbjobs import clock
 from zodbjobs.model.tokens import TIE_BITS, first_token
@@ -189,7 +189,7 @@ class Intake(Persistent):
 
     def add(self, token, due, group, job, deadline=0):
         """Leave an entry (see Entry) for a job that has an oid."""
-        oid = u64(job._p_oid)
+        oid = job.oid
         chunk = self._chunk(job._p_jar, oid)
         if due == deadline == 0 and group == PLAIN_GROUP:
             key = key_of_first(token, oid)

@@ -1,7 +1,7 @@
 """A list that grows at its end and goes from its beginning: finished jobs in order.
 
 It is cut into chunks that are filled one after the other, so an addition writes
-one small record, and a chunk is never touched again until it goes.  Each chunk
+one small record, and a full chunk is never touched again until it goes.  Each chunk
 knows how many entries had come before it.  That tells the length without a
 counter, which would be a record more in each transaction.
 
@@ -17,8 +17,10 @@ from persistent import Persistent
 from zodbjobs.model.intake import SENTINEL, entries_of, new_bucket, size_of
 from zodbjobs.model.ready import Sorted
 
-#: Each addition writes the last chunk anew, some 35 bytes an entry.
+#: An addition writes the last chunk anew, some 35 bytes an entry, so it is small; unless that
+#: is written anyway, as there are several additions in one transaction.
 CHUNK_ENTRIES = 8
+FULL_ENTRIES = 16
 
 
 class Directory(Sorted):
@@ -26,6 +28,12 @@ class Directory(Sorted):
 
     max_leaf_size = 16
     max_internal_size = 24
+
+
+def _room(chunk):
+    """How many entries the last chunk may have."""
+    is_written = chunk._p_changed or chunk._p_jar is None
+    return FULL_ENTRIES if is_written else CHUNK_ENTRIES
 
 
 class Journal(Persistent):
@@ -39,7 +47,7 @@ class Journal(Persistent):
         chunk = self.chunks[self.chunks.maxKey()] if self.chunks else None
         if chunk is not None:
             key = max(key, chunk.maxKey() + 1)
-        if chunk is None or size_of(chunk) >= CHUNK_ENTRIES:
+        if chunk is None or size_of(chunk) >= _room(chunk):
             before = 0 if chunk is None else chunk[SENTINEL] + size_of(chunk)
             chunk = new_bucket()
             chunk[SENTINEL] = before

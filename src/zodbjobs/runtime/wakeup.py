@@ -23,7 +23,6 @@ import socket
 import threading
 import weakref
 
-import zope.event
 import zope.interface
 from ZODB.interfaces import IStorageWrapper
 
@@ -108,37 +107,31 @@ def ring_after_commit(connection, topic=JOBS):
     except KeyError:
         rung = set()
         transaction.set_data(_HOOKED, rung)
-    db = connection.db()
-    if (id(db), topic) not in rung:
-        rung.add((id(db), topic))
-        _exchange_of(db)  # now: whoever puts must get object ids that nobody else gets
-        transaction.addAfterCommitHook(_committed, (db, topic))
+    exchange = _exchange_of(connection.db())
+    if (exchange, topic) not in rung:
+        rung.add((exchange, topic))
+        transaction.addAfterCommitHook(_committed, (exchange, topic))
 
 
-#: Key of the transaction's data that holds (id of a database, topic) to ring for.
+#: Key of the transaction's data that holds (exchange, topic) to ring for.
 _HOOKED = object()
 
 
-def _committed(successful, db, topic):
+def _committed(successful, exchange, topic):
     """The after-commit hook.  It may not touch a persistent object, nor raise."""
-    if successful and hasattr(db, 'storage'):  # a closed database has none
-        _exchange_of(db).rung_here(topic)
+    if successful:
+        exchange.rung_here(topic)
 
 
 def job_added(event):
-    """Subscriber: ring for an event that says so by ``event.rings``, in ``event.connection``."""
-    if getattr(event, 'rings', None) and event.connection is not None:
-        topic = FEEDS if event.rings == FEEDS else JOBS
-        ring_after_commit(event.connection, topic)
-        job = getattr(event, 'object', None)
-        if getattr(job, '_attempts', None) == 0:
-            tracing.carry(job)
-
-
-def install():
-    """Subscribe `job_added` to zope.event, once however often it is called."""
-    if job_added not in zope.event.subscribers:
-        zope.event.subscribers.append(job_added)
+    """Ring for an event that says so by ``event.rings``, in ``event.connection``."""
+    connection = event.connection
+    if connection is None:
+        return
+    ring_after_commit(connection, FEEDS if event.rings == FEEDS else JOBS)
+    job = getattr(event, 'object', None)
+    if getattr(job, '_attempts', None) == 0:
+        tracing.carry(job)
 
 
 def hang_up(db):
@@ -306,7 +299,7 @@ class _Bell:
         self._adapter = adapter
         self._errors = storages.errors(adapter)
         self._guard = threading.Lock()
-        self._wanted = self._ringing = self._silent = False
+        self._wanted = self._ringing = self._silent = self._closed = False
         self._connection = None
         #: The server's process for our connection: it signs the notifications.
         self.backend = None
@@ -315,7 +308,7 @@ class _Bell:
         """Notify; what fails is logged, once, and otherwise left to the others' polls."""
         with self._guard:
             self._wanted = True
-            if self._ringing:
+            if self._ringing or self._closed:
                 return  # the thread that is at it notifies for us too, after our commit
             self._ringing = True
         # It ends soon: a thread that asks meanwhile has just spent several
@@ -325,6 +318,7 @@ class _Bell:
 
     def close(self):
         with self._guard:
+            self._closed = True
             self._disconnect()
 
     def _take_wish(self):
