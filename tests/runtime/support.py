@@ -44,7 +44,7 @@ def nothing_is_left(layer):
     transaction.abort()
     return (
         layer.dispatcher._flight == {}
-        and not layer.dispatcher._deferred
+        and not layer.dispatcher.awaits_deferred
         and layer.agent.held_count() == 0
         and len(layer.agent) == 0
         and len(layer.queue) == 0

@@ -623,7 +623,7 @@ class TestDeferred:
         layer.queue.quotas.create('one')
         job = layer.queue.put(deferred_later, quota_names=['one'])
         transaction.commit()
-        layer.reactor.settle(5, until=lambda: waiting and layer.dispatcher._deferred)
+        layer.reactor.settle(5, until=lambda: waiting and layer.dispatcher.awaits_deferred)
         transaction.begin()
         assert layer.root['log'] == 'before'
         assert job.status == status.ACTIVE and job.result is None
@@ -666,7 +666,7 @@ class TestDeferred:
         job = layer.queue.put(deferred_later)
         told = job.addCallback(Job(say))
         transaction.commit()
-        layer.reactor.settle(5, until=lambda: waiting and layer.dispatcher._deferred)
+        layer.reactor.settle(5, until=lambda: waiting and layer.dispatcher.awaits_deferred)
         transaction.begin()
         job.cancel()
         transaction.commit()
@@ -682,7 +682,7 @@ class TestDeferred:
         """It is a failure like any other result."""
         job = layer.queue.put(deferred_later)
         transaction.commit()
-        layer.reactor.settle(5, until=lambda: waiting and layer.dispatcher._deferred)
+        layer.reactor.settle(5, until=lambda: waiting and layer.dispatcher.awaits_deferred)
         waiting[0].callback(threading.Lock())
         layer.reactor.wait_for(job)
         assert 'result of' in job.result.getErrorMessage()
@@ -693,13 +693,13 @@ class TestDeferred:
         layer.dispatcher.grace = 0.01
         job = layer.queue.put(deferred_later)
         transaction.commit()
-        layer.reactor.settle(5, until=lambda: waiting and layer.dispatcher._deferred)
+        layer.reactor.settle(5, until=lambda: waiting and layer.dispatcher.awaits_deferred)
         layer.dispatcher.deactivate()
         transaction.begin()
         assert job.status == status.PENDING
         assert (job.attempts, job.interruptions) == (0, 0)
         layer.dispatcher.activate()
-        layer.reactor.settle(5, until=lambda: len(waiting) == 2 and layer.dispatcher._deferred)
+        layer.reactor.settle(5, until=lambda: len(waiting) == 2 and layer.dispatcher.awaits_deferred)
         waiting[0].callback('old')
         layer.reactor.settle()
         waiting[1].callback('new')

@@ -21,6 +21,7 @@ import time
 import uuid as uuid_module
 
 import transaction
+from transaction.interfaces import NoTransaction
 from twisted.internet.defer import Deferred
 from zope.component import provideUtility, queryUtility
 from zope.event import notify
@@ -28,11 +29,12 @@ from zope.interface import implementer
 
 from zodbjobs import clock
 from zodbjobs.facts import PassingUUID
-from zodbjobs.interfaces import IUUID, KEY, IDispatcher, JobClaimed, TimeLimitExceeded
+from zodbjobs.interfaces import IUUID, KEY, IDispatcher, JobClaimed
 from zodbjobs.runtime import ended, fence, storages, trouble, witness
 from zodbjobs.runtime.annotations import Notebook, Surroundings
 from zodbjobs.runtime.chores import Chores
 from zodbjobs.runtime.complaint import Complaints
+from zodbjobs.runtime.flight import Flight, Threadless
 from zodbjobs.runtime.hearing import Hearing
 from zodbjobs.runtime.idle import still_idle
 from zodbjobs.runtime.liveness import LOOK_SECONDS, Liveness
@@ -42,7 +44,6 @@ from zodbjobs.runtime.pool import (
     AgentThreadPool,
     LoopThread,
     await_value,
-    in_time,
 )
 from zodbjobs.runtime.retire import close_records, settle_orphans
 from zodbjobs.runtime.statistics import Statistics
@@ -90,6 +91,18 @@ def clear():
 
 with contextlib.suppress(ImportError):  # where tests are cleaned up by zope.testing
     importlib.import_module('zope.testing.cleanup').addCleanUp(clear)
+
+
+class _Transactions(transaction.TransactionManager):
+    """Explicit ones: else each commit and abort would look at the database anew, for nobody."""
+
+    def __init__(self):
+        super().__init__(explicit=True)
+
+    def abort(self):
+        """No error if there is none: whoever closes the database aborts what is open there."""
+        with contextlib.suppress(NoTransaction):
+            super().abort()
 
 
 @implementer(IDispatcher)
@@ -142,7 +155,8 @@ class Dispatcher:
         self._landed = threading.Condition(self._guard)  # the last job has ended
         self._pass_lock = threading.Lock()
         self._idle = {}  # queue name -> Idle, where there was nothing to do
-        self._flight = {}  # filing -> Assignment: what takes a slot, from claim to report
+        self._flight = Flight()  # what takes a slot, from claim to report
+        self._threadless = Threadless(self._guard, self.await_value)
         self._reports = []  # Reports not yet written to the database
         self._unsure = []  # claimed by a commit whose answer was lost: made, or not
         self._rung = False
@@ -157,10 +171,6 @@ class Dispatcher:
         self._last_poll = None
         self._slow_due = 0.0  # monotonic seconds
         self._trigger = None
-        self._threadless = {}  # of those in flight: the ones that wait for a Deferred
-        self._deferred = set()  # the filings among them that do not wait for a coroutine
-        self._cancels = {}  # the filings among them: what asks that to stop
-        self._asked = set()  # the filings among them that were asked, as their time was up
         self.seen = {}  # queue name -> {token: since when it lies in a lane of others}
         self.left = {}  # queue name -> bits of what jobs there need and we have not, as was told
         self.overrun_count = 0  # threads given up because their jobs ran too long
@@ -197,7 +207,7 @@ class Dispatcher:
         self._threaded = threaded
         self._forget_former_life()
         self.statistics.clear()
-        self._manager = transaction.TransactionManager()
+        self._manager = _Transactions()
         self.db.setPoolSize(self.db.getPoolSize() + 2)
         self._listener = Hearing(self.db, self._ring)
         watch = getattr(self.reactor, 'watch', None)
@@ -214,9 +224,6 @@ class Dispatcher:
             self.queues, self._idle = {}, {}
             self._flight.clear()
             self._threadless.clear()
-            self._deferred.clear()
-            self._cancels.clear()
-            self._asked.clear()
             self._chores.served = set()
             self._slow_due = 0.0
 
@@ -335,6 +342,7 @@ class Dispatcher:
     def _commit_chores(self):
         self._manager.commit()
         self._wrote = True
+        self._manager.begin()
 
     def _back_off(self, number):
         """Wait after the conflict of that number, so that two do not collide again."""
@@ -343,6 +351,7 @@ class Dispatcher:
 
     def _begin(self):
         """Begin a transaction on the kept connection; returns the queues, or {}."""
+        self._manager.abort()
         if self._conn is None or self._conn.opened is None:
             self._conn = self.db.open(self._manager)
         self._manager.begin()
@@ -354,7 +363,9 @@ class Dispatcher:
             reports, self._reports = self._reports, []
         poll = self.statistics.begin_poll()
         try:
-            queues = {} if self._chores.is_barred else self._begin()
+            queues = self._begin()
+            if self._chores.is_barred:
+                queues = {}
             if queues and self._unsure:
                 claimed, self._unsure = still_held(self.UUID, queues, self._unsure), []
                 self._send_out(claimed, poll)
@@ -366,6 +377,9 @@ class Dispatcher:
             ]
             found = [assignment for look in looks for assignment in look.make()]
             orphans = [report for report in reports if report.assignment.queue not in queues]
+            idle |= {look.queue.name: look.idle for look in looks if look.idle}
+            is_new = self._listener.attend(queues.values(), self.UUID, idle)
+            names = list(queues)
             writes = bool(found or orphans) or any(look.is_worth_a_commit for look in looks)
             if writes or slow:
                 for look in looks:
@@ -387,15 +401,22 @@ class Dispatcher:
         self._send_out(found, poll)
         if any(assignment.ahead for assignment in found):
             self.call_later(AHEAD_PATIENCE_SECONDS, self._return_overdue)
+        self._idle = idle
         if slow or found:
-            self.statistics.polled(poll_results(self, queues, found), poll)
+            self.statistics.polled(self._found(names, looks, found), poll)
         if slow:
-            self._end_orphans(queues)
-        self._idle = {**idle, **{look.queue.name: look.idle for look in looks if look.idle}}
-        is_new = self._listener.attend(queues.values(), self.UUID, self._idle.values())
+            self._end_orphans(names)
         if is_new or any(look.released for look in looks):
             self._ring()
         return earliest(*(look.wake_at for look in (*looks, *idle.values())))
+
+    def _found(self, names, looks, found):
+        """What a pass found, for the statistics."""
+        results = dict.fromkeys(names)
+        results.update((name, idle.found) for name, idle in self._idle.items())
+        sizes = {look.queue.name: look.sizes for look in looks if look.sizes is not None}
+        sizes |= {name: self._idle[name].sizes for name in self._flight.queues() & set(self._idle)}
+        return results | poll_results(self, sizes, found)
 
     def _tell_statistics(self, reports):
         """Outcomes that were left to us are written now."""
@@ -405,9 +426,9 @@ class Dispatcher:
                     report.assignment.job_id, report.failed, report.outcome.shown
                 )
 
-    def _end_orphans(self, queues):
-        """End the pools of queues that were removed."""
-        for name in set(self.queues) - set(queues):
+    def _end_orphans(self, names):
+        """End the pools of queues that were removed; `names` are those that are left."""
+        for name in set(self.queues) - set(names):
             self._close_pools(self.queues.pop(name).values())
 
     def fit_pools(self, name, queue, record):
@@ -439,13 +460,16 @@ class Dispatcher:
         """Hand claimed jobs to the threads of their agents."""
         for assignment in found:
             with self._guard:
-                self._flight[assignment.filing] = assignment
+                self._flight.begin(assignment)
             self.statistics.claimed(
                 assignment.job_id, assignment.queue, assignment.agent, poll.key,
                 assignment.quota_names,
             )  # fmt: skip
             self._announce(assignment)
-            self.queues[assignment.queue][assignment.agent].submit(assignment)
+            self._pool_of(assignment).submit(assignment)
+
+    def _pool_of(self, assignment):
+        return self.queues[assignment.queue][assignment.agent]
 
     def _announce(self, assignment):
         try:
@@ -455,32 +479,23 @@ class Dispatcher:
 
     def holds_jobs_of(self, queue):
         """Whether a job of the queue of that name takes a slot here."""
-        return any(a.queue == queue for a in list(self._flight.values()))
+        return queue in self._flight.queues()
 
     def flight_count(self, queue, agent):
         """How many jobs of an agent take a slot now."""
-        with self._guard:
-            flying = list(self._flight.values())
-        return sum((a.queue, a.agent) == (queue, agent) for a in flying)
+        return self._flight.count(queue, agent)
 
     def rooms(self, agent, queue_name):
         """(free threads, jobs to claim ahead) of an agent."""
         pool = self.queues[queue_name][agent.name]
         taken = self.flight_count(queue_name, agent.name)
-        ahead = 0 if self._waits(queue_name, agent) else pool.ahead_count()
+        ahead = 0 if self._threadless.has_of(queue_name, agent.name) else pool.ahead_count()
         free = max(0, agent.size - taken)
         return free, max(0, agent.size + ahead - max(taken, agent.size))
 
-    def _waits(self, queue_name, agent):
-        """Whether a job of that agent waits for a Deferred: nobody knows how long."""
-        with self._guard:
-            return any(
-                (a.queue, a.agent) == (queue_name, agent.name) for a in self._threadless.values()
-            )
-
     def _give_up_overtaken(self):
         """Free the slots of jobs that were cancelled while they waited for a Deferred."""
-        for assignment in list(self._threadless.values()):
+        for assignment in self._threadless.assignments():
             home = self._conn
             if assignment.database:
                 home = home.get_connection(assignment.database)
@@ -492,16 +507,11 @@ class Dispatcher:
 
     def _wait_no_more(self, assignment):
         """Whether a job did still wait for a Deferred: that is told so, and its slot is free."""
-        with self._guard:
-            if self._threadless.get(assignment.filing) is not assignment:
-                return False
-            del self._threadless[assignment.filing]
-            cancel = self._cancels.pop(assignment.filing, None)
+        if not self._threadless.end(assignment):
+            return False
         pool = self.queues.get(assignment.queue, {}).get(assignment.agent)
         if pool is not None:
             pool.free_slot()
-        if cancel is not None:
-            cancel()
         return True
 
     # what workers tell
@@ -516,14 +526,7 @@ class Dispatcher:
             return
         if report.kind == ended.DEFERRED:
             self.statistics.waits(assignment.job_id)
-            with self._guard:
-                self._threadless[assignment.filing] = assignment
-                if isinstance(report.deferred, Deferred):
-                    self._deferred.add(assignment.filing)
-            cancel = self.await_value(report.deferred, lambda value: self._fired(assignment, value))
-            with self._guard:
-                if self._threadless.get(assignment.filing) is assignment:  # not fired already
-                    self._cancels[assignment.filing] = cancel
+            self._threadless.begin(assignment, report.deferred, self._fired)
             return
         if report.kind == ended.WAITING:
             self.statistics.waits(assignment.job_id)
@@ -538,10 +541,7 @@ class Dispatcher:
         assignment = report.assignment
         pool = self.queues.get(assignment.queue, {}).get(assignment.agent)
         with self._guard:
-            filing = assignment.filing
-            self._flight.pop(filing, None)
-            self._deferred.discard(filing)
-            self._asked.discard(filing)
+            self._flight.end(assignment)
             if not self.activated:  # only a stop waits for that
                 self._landed.notify_all()
             if report.kind != ended.ABANDONED:
@@ -571,13 +571,7 @@ class Dispatcher:
 
     def ask_to_stop(self, assignment):
         """The time of a job is up: what it waits for is cancelled, as Twisted and asyncio do."""
-        with self._guard:
-            if self._threadless.get(assignment.filing) is not assignment:
-                return
-            cancel = self._cancels.get(assignment.filing)
-            self._asked.add(assignment.filing)
-        if cancel is not None:
-            cancel()
+        self._threadless.ask(assignment)
 
     def give_up_waiting(self, assignment):
         """A job used up its time limit while it waited for a Deferred: wait no more."""
@@ -600,14 +594,6 @@ class Dispatcher:
 
     def _fired(self, assignment, value):
         """The Deferred of a job has its value: a thread of its agent goes on with it."""
-        with self._guard:
-            self._deferred.discard(assignment.filing)
-            if self._threadless.pop(assignment.filing, None) is not assignment:
-                return  # too late: the job was cancelled, or handed back
-            self._cancels.pop(assignment.filing, None)
-            was_asked = assignment.filing in self._asked
-        if was_asked:
-            value = in_time(value, TimeLimitExceeded('it was asked to stop, as its time was up'))
         pool = self.queues.get(assignment.queue, {}).get(assignment.agent)
         if pool is not None:
             pool.submit(assignment, resume=(value,))
@@ -631,12 +617,13 @@ class Dispatcher:
     @property
     def awaits_deferred(self):
         """Whether a job waits for a Deferred: for the reactor's time, or for anything else."""
-        return bool(self._deferred)
+        return self._threadless.deferred_count() > 0
 
     def is_quiet(self):
         """Whether no job runs here, save those that wait for time to pass, and no ring is due."""
         with self._guard:
-            busy = len(self._flight) - len(self._deferred) - self.notebook.waiting_count
+            deferred = self._threadless.deferred_count()
+            busy = len(self._flight) - deferred - self.notebook.waiting_count
         return busy <= 0 and not self._rung and self.notebook.is_quiet()
 
     # stop
@@ -685,7 +672,7 @@ class Dispatcher:
         """Take back what no thread has begun."""
         for assignment in pool.withdraw():
             with self._guard:
-                self._flight.pop(assignment.filing, None)
+                self._flight.end(assignment)
 
     def _drain(self):
         """Wait for what runs, hand back the rest, and be off."""

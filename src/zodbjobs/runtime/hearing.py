@@ -22,13 +22,13 @@ class Hearing:
         """Whether commits of other processes ring here, at this moment, wherever queues lie."""
         return all(listener.pushes for listener in self._listeners.values())
 
-    def attend(self, queues, uuid, idle=()):
+    def attend(self, queues, uuid, idle):
         """Listen where these queues lie, for what concerns the dispatcher `uuid` there.
 
-        `idle`: the `Idle` of queues that have nothing to do.  True if some of
+        `idle`: {name: `Idle`} of queues that have nothing to do.  True if some of
         the queues lie where nobody listened until now.
         """
-        homes, known = {}, {each.queue.name: each for each in idle}
+        homes = {}
         for queue in queues:
             homes.setdefault(queue._p_jar.db(), []).append(queue)
         new = [db for db in homes if db not in self._listeners]
@@ -38,7 +38,7 @@ class Hearing:
             if listener.pushes:
                 oids = {_ROOT}
                 for queue in homes.get(db, ()):
-                    found = known.get(queue.name)
+                    found = idle.get(queue.name)
                     oids |= watched_of(queue, uuid) if found is None else found.watched
                 listener.watch(oids)
         return bool(new)

@@ -16,11 +16,21 @@ from zodbjobs.runtime.hearing import watched_of
 
 
 class Idle:
-    """`queue` had nothing for the dispatcher of `record` to do before `wake_at` (microseconds)."""
+    """`queue` had nothing for the dispatcher of `record` to do before `wake_at` (microseconds).
 
-    def __init__(self, queue, record, wake_at):
+    `sizes` are those of its agents there, {name: size}.
+    """
+
+    def __init__(self, queue, record, wake_at, sizes):
         self.queue = queue
         self.wake_at = wake_at
+        self.sizes = sizes
+        self.name = queue.name
+        #: What the statistics say of a pass that found nothing here, while no job runs.
+        self.found = {
+            agent: {'size': size, 'len': 0, 'error': None, 'new jobs': [], 'active jobs': []}
+            for agent, size in sizes.items()
+        }
         self._uuid = record.UUID
         self._parts = []
         for part in _parts(queue, record):

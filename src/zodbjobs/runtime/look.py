@@ -33,6 +33,7 @@ class Look:
         self.wake_at = None
         self.is_worth_a_commit = False
         self.idle = None  # an Idle, when there is nothing to do
+        self.sizes = None  # {agent name: size}, if the queue is served
         self._hindered = False
 
     @property
@@ -44,6 +45,7 @@ class Look:
         """Claim for every agent that has room; returns the Assignments."""
         if self.record is None or self.record.activated is None:
             return []
+        self.sizes = {agent.name: agent.size for agent in self.record.values()}
         self.dispatcher.fit_pools(self.queue.name, self.queue, self.record)
         if self.retirement.presses(self.reports):
             self.is_worth_a_commit = True
@@ -69,7 +71,7 @@ class Look:
             *(moment for moment in ahead if moment is not None and moment > now),
         )
         if not found and self._has_nothing(look):
-            self.idle = Idle(queue, self.record, self.wake_at)
+            self.idle = Idle(queue, self.record, self.wake_at, self.sizes)
         database = queue._p_jar.db().database_name
         return [assignment._replace(database=database) for assignment in found]
 
@@ -151,25 +153,27 @@ class Look:
         log.error('queue %r: %s', self.queue.name, what, exc_info=error)
 
 
-def poll_results(dispatcher, queues, found):
-    """What a pass found, for the statistics: {queue name: None or {agent name: facts}}."""
-    results = {}
-    for name, queue in queues.items():
-        record = queue.dispatchers.get(dispatcher.UUID)
-        if record is None or record.activated is None:
-            results[name] = None
-            continue
-        results[name] = {
-            agent.name: {
-                'size': agent.size,
-                'len': dispatcher.flight_count(name, agent.name),
+def poll_results(dispatcher, sizes, found):
+    """What a pass found, for the statistics: {queue name: {agent name: facts}}.
+
+    `sizes` is {queue name: {agent name: size}} of the queues where there is something to tell.
+    """
+    new, active = {}, dispatcher.statistics.jobs.active()
+    for assignment in found:
+        new.setdefault((assignment.queue, assignment.agent), []).append(assignment.job_id)
+    return {
+        name: {
+            agent: {
+                'size': size,
+                'len': dispatcher.flight_count(name, agent),
                 'error': None,
-                'new jobs': [a.job_id for a in found if (a.queue, a.agent) == (name, agent.name)],
-                'active jobs': dispatcher.statistics.getActiveJobIds(name, agent.name),
+                'new jobs': new.get((name, agent), []),
+                'active jobs': active.get((name, agent), []),
             }
-            for agent in record.values()
+            for agent, size in agents.items()
         }
-    return results
+        for name, agents in sizes.items()
+    }
 
 
 def status_info(dispatcher, last_poll):

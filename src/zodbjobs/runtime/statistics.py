@@ -507,8 +507,22 @@ class JobsLog:
 
     def active_ids(self, queue=None, agent=None):
         """Ids of the jobs that run in threads now, the longest running first."""
-        running = [a for a in self.attempts(queue, agent) if a.in_thread]
-        return [attempt.job_id for attempt in sorted(running, key=lambda a: a.started)]
+        with self._lock:
+            running = [
+                a
+                for a in self._active.values()
+                if a.in_thread and _chosen(a.queue, queue) and _chosen(a.agent, agent)
+            ]
+        return [attempt.job_id for attempt in sorted(running, key=_started)]
+
+    def active(self):
+        """{(queue, agent): `active_ids`} of those that have any."""
+        with self._lock:
+            running = [a for a in self._active.values() if a.in_thread]
+        found = {}
+        for attempt in sorted(running, key=_started):
+            found.setdefault((attempt.queue, attempt.agent), []).append(attempt.job_id)
+        return found
 
     def life(self, queue=None, agent=None):
         """The _Tally of everything since the log was made or cleared."""
@@ -673,6 +687,10 @@ class Statistics:
             'conflicts': sum(attempt.conflicts for attempt in recent),
             'retries': sum(attempt.rescheduled for attempt in recent),
         }
+
+
+def _started(attempt):
+    return attempt.started
 
 
 def percentile(micros, percent):
