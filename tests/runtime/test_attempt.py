@@ -699,7 +699,9 @@ class TestDeferred:
         assert job.status == status.PENDING
         assert (job.attempts, job.interruptions) == (0, 0)
         layer.dispatcher.activate()
-        layer.reactor.settle(5, until=lambda: len(waiting) == 2 and layer.dispatcher.awaits_deferred)
+        layer.reactor.settle(
+            5, until=lambda: len(waiting) == 2 and layer.dispatcher.awaits_deferred
+        )
         waiting[0].callback('old')
         layer.reactor.settle()
         waiting[1].callback('new')

@@ -364,8 +364,7 @@ class Dispatcher:
         poll = self.statistics.begin_poll()
         try:
             queues = self._begin()
-            if self._chores.is_barred:
-                queues = {}
+            queues = {} if self._chores.is_barred else dict(queues.items())
             if queues and self._unsure:
                 claimed, self._unsure = still_held(self.UUID, queues, self._unsure), []
                 self._send_out(claimed, poll)
@@ -378,8 +377,6 @@ class Dispatcher:
             found = [assignment for look in looks for assignment in look.make()]
             orphans = [report for report in reports if report.assignment.queue not in queues]
             idle |= {look.queue.name: look.idle for look in looks if look.idle}
-            is_new = self._listener.attend(queues.values(), self.UUID, idle)
-            names = list(queues)
             writes = bool(found or orphans) or any(look.is_worth_a_commit for look in looks)
             if writes or slow:
                 for look in looks:
@@ -403,9 +400,10 @@ class Dispatcher:
             self.call_later(AHEAD_PATIENCE_SECONDS, self._return_overdue)
         self._idle = idle
         if slow or found:
-            self.statistics.polled(self._found(names, looks, found), poll)
+            self.statistics.polled(self._found(queues, looks, found), poll)
         if slow:
-            self._end_orphans(names)
+            self._end_orphans(queues)
+        is_new = self._listener.attend([look.queue for look in looks], self.UUID, slow)
         if is_new or any(look.released for look in looks):
             self._ring()
         return earliest(*(look.wake_at for look in (*looks, *idle.values())))

@@ -9,10 +9,12 @@ everywhere.
 Used by the dispatcher, in its passes, with its connection.
 """
 
-import functools
+import operator
 
 from zodbjobs import clock
-from zodbjobs.runtime.hearing import watched_of
+
+#: What tells that an object was changed, by others (then it is a ghost) or by us.
+_state_of = operator.attrgetter('_p_changed', '_p_serial')
 
 
 class Idle:
@@ -31,23 +33,17 @@ class Idle:
             agent: {'size': size, 'len': 0, 'error': None, 'new jobs': [], 'active jobs': []}
             for agent, size in sizes.items()
         }
-        self._uuid = record.UUID
-        self._parts = []
-        for part in _parts(queue, record):
+        self._parts = list(_parts(queue, record))
+        for part in self._parts:
             part._p_activate()
-            self._parts.append((part, part._p_serial))
-
-    @functools.cached_property
-    def watched(self):
-        """The oids whose change would bring work, for who listens to a storage that pushes."""
-        return watched_of(self.queue, self._uuid)
+        self._states = [(False, part._p_serial) for part in self._parts]
 
     def holds(self, queue, now):
         """Whether `queue`, as it is in the present transaction, is the same and as it was."""
         return (
             queue is self.queue
             and (self.wake_at is None or now < self.wake_at)
-            and all(part._p_changed is False and part._p_serial == was for part, was in self._parts)
+            and list(map(_state_of, self._parts)) == self._states
         )
 
 

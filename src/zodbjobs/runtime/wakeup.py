@@ -72,13 +72,23 @@ class Listener:
         """Whether commits of other processes ring here, at this moment (bool)."""
         return self._exchange.pushes
 
+    @property
+    def chooses(self):
+        """Whether it makes a difference what is watched."""
+        return self._exchange.chooses
+
     def watch(self, oids):
         """Ring for changes of these objects only, a set of 8-byte oids, and of no former ones.
 
         That goes for other processes' commits over ZEO; the others are known
         to concern jobs.  Until the first `watch` every change rings.
         """
-        self._watched = frozenset(oids)
+        self._watched = set(oids)
+
+    def watch_also(self, oids):
+        """Ring for changes of these objects, too."""
+        if self._watched is not None:
+            self._watched.update(oids)
 
     def close(self):
         """Never call again; a call that is under way in another thread may still end."""
@@ -172,7 +182,7 @@ def _new_exchange(db):
 class _Exchange:
     """The listeners of one storage.  This one knows of commits in this process only."""
 
-    pushes = False
+    pushes = chooses = False
 
     def __init__(self):
         self._guard = threading.RLock()
@@ -204,7 +214,7 @@ class _Exchange:
 
 
 class _ZEOExchange(_Exchange):
-    pushes = True
+    pushes = chooses = True
 
     def __init__(self):
         super().__init__()
