@@ -11,9 +11,10 @@ COUNT = SHARD_RUN * SHARDS
 
 
 @pytest.fixture
-def backlog(side, queue):
+def backlog(side, queue, monkeypatch):
     """The oids of that many sorted jobs in the order of their filing."""
-    queue.ready._v_filed = 0  # a test before may have filed some, and undone it
+    # Lanes are read one after the other, so only those of one lane are sorted in as they were put.
+    monkeypatch.setattr('zodbjobs.model.intake.SPARE_CHUNKS', COUNT)
     oids = [queue.put(work).oid for _ in range(COUNT)]
     look = Round(queue, clock.micros())
     while queue.intake.count():

@@ -31,7 +31,7 @@ from persistent import Persistent
 from ZODB.utils import p64
 
 from zodbjobs import clock
-from zodbjobs.model.tokens import TIE_BITS, first_token
+from zodbjobs.model.tokens import TIE_BITS, TIE_MASK, first_token
 
 #: The smallest key of every bucket; it stays for as long as the bucket is open.
 SENTINEL = -1
@@ -126,7 +126,7 @@ def key_of_first(token, oid):
     microsecond and chunk and the ends of their oids agree.
     """
     us = token >> TIE_BITS
-    if token == first_token(us) and FIRST_MICROS <= us < LAST_MICROS:
+    if token & TIE_MASK == 1 and FIRST_MICROS <= us < LAST_MICROS:
         return us << OID_BITS | oid & OID_MASK
     return 0
 
@@ -201,10 +201,12 @@ class Intake(Persistent):
     def _chunk(self, jar, oid):
         """A chunk that has room for the job of `oid` (int)."""
         lane = self.lanes[lane_number(jar)]
-        length = length_of(lane)
+        newest = lane.maxKey()  # loads it, or says why not
+        length = len(lane)
         if length > SPARE_CHUNKS:
             lane = self.__dict__.get('_v_spare', lane)
-        chunk = lane[lane.maxKey()]
+            newest = lane.maxKey()
+        chunk = lane[newest]
         if _has_room(chunk, lane):
             return chunk
         if length > SPARE_CHUNKS:

@@ -51,7 +51,7 @@ from zodbjobs.model.notes import Notes
 from zodbjobs.model.quota import Quotas
 from zodbjobs.model.ready import IS_MESSAGE, RUNS_ONCE, Ready
 from zodbjobs.model.registry import Dispatchers
-from zodbjobs.model.tokens import TIE_BITS, TIE_MASK, next_token, order_key
+from zodbjobs.model.tokens import FAR, TIE_BITS, TIE_MASK, first_token, next_token, order_key
 from zodbjobs.model.wishes import (
     check_factory,
     checked_capacity,
@@ -308,11 +308,13 @@ class Queue(Persistent):
         announce(JobFiled(job, self))
 
     def _leave(self, job, us, due, group, deadline=0):
-        us = order_key(us) >> TIE_BITS
-        # An older entry must never look like this one.
-        token = next_token(job._token, urgent=group[0] == URGENT)
-        if job._token >> TIE_BITS != us:
-            token = us << TIE_BITS | token & TIE_MASK
+        us = min(max(us, 0), FAR)
+        if job._token == 0 and group[0] != URGENT:
+            token = first_token(us)
+        else:  # an older entry must never look like this one
+            token = next_token(job._token, urgent=group[0] == URGENT)
+            if job._token >> TIE_BITS != us:
+                token = us << TIE_BITS | token & TIE_MASK
         job._token = token
         self.intake.add(token, due, group, job, deadline)
 
@@ -727,7 +729,8 @@ class Queues(Named):
 
 
 def _refuse_unless_new(job):
-    if job.status != status.NEW:
+    was_put = job._status != status.NEW or job._queue_oid is not None
+    if was_put and job.status != status.NEW:
         raise BadStatusError(f'{job!r} is {job.status}: a job is put once; put a new one')
     if job._parent is not None and job._parent._status != status.COMPLETED:
         raise BadStatusError(f'{job!r} is a callback: it runs when {job._parent!r} is done')
@@ -744,7 +747,9 @@ def group_of(job):
 
     What may have ended its worker runs like what runs at most once: never claimed ahead.
     """
-    alone = job.runs_once or (job._interrupted and not job.is_message)
+    alone = (job._retry_policy_factory is not None and job.runs_once) or (
+        job._interrupted and not job.is_message
+    )
     kind = RUNS_ONCE * bool(alone) | IS_MESSAGE * job.is_message | job.needs
     return job._priority, job._channel or '', job._quota_names, kind
 

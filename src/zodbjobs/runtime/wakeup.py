@@ -109,22 +109,15 @@ class Listener:
 def ring_after_commit(connection, topic=JOBS):
     """When the transaction of `connection` (a ZODB connection) is committed, ring.
 
-    As often as it is called in one transaction, it rings once for each topic.
+    As often as it is called in one transaction, it rings once for each topic; or a few times,
+    if other threads put things at the same time.
     """
-    transaction = connection.transaction_manager.get()
-    try:
-        rung = transaction.data(_HOOKED)
-    except KeyError:
-        rung = set()
-        transaction.set_data(_HOOKED, rung)
     exchange = _exchange_of(connection.db())
-    if (exchange, topic) not in rung:
-        rung.add((exchange, topic))
+    transaction = connection.transaction_manager.get()
+    latest = exchange.hooked.get(topic)
+    if latest is None or latest() is not transaction:  # a ring too many does no harm
+        exchange.hooked[topic] = weakref.ref(transaction)
         transaction.addAfterCommitHook(_committed, (exchange, topic))
-
-
-#: Key of the transaction's data that holds (exchange, topic) to ring for.
-_HOOKED = object()
 
 
 def _committed(successful, exchange, topic):
@@ -186,6 +179,8 @@ class _Exchange:
 
     def __init__(self):
         self._guard = threading.RLock()
+        #: {topic: a weak reference to the transaction that got the latest hook}
+        self.hooked = {}
         self.listeners = ()  # replaced as a whole: other threads walk it
 
     def add(self, listener, db):
