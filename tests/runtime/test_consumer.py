@@ -327,6 +327,29 @@ def test_a_message_of_a_long_transaction_is_found(layer, monkeypatch):
         assert consumer.claim(0).body == b'late'
 
 
+def test_a_message_of_a_long_transaction_is_found_without_a_dispatcher(
+    house, side, consumer, turned, monkeypatch
+):
+    """Consumers that are alone look after the lanes themselves."""
+    monkeypatch.setattr(intake, 'lane_number', lambda jar: 0)
+    slow = house.side()
+    slow.queue.put(Message(b'late'))
+    for _ in range(3 * intake.CHUNK_ENTRIES):
+        put(side, b'early')
+    (lane, *_) = side.queue.intake.lanes
+    assert intake.size_of(lane) > 2
+    while (claim := consumer.claim(0)) is not None:
+        claim.finish()
+        side.commit()
+    turned.advance(intake.TIDY_SECONDS)
+    assert consumer.claim(0) is None
+    slow.commit()
+    side.begin()
+    assert intake.size_of(lane) == 1
+    turned.advance(intake.TIDY_SECONDS)
+    assert consumer.claim(0).body == b'late'
+
+
 def test_a_late_finish_is_lost_once_somebody_else_has_the_job(house, side, consumer, turned):
     put(side, b'1')
     claim = consumer.claim(0)

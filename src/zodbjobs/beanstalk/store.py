@@ -278,7 +278,10 @@ class Store:
         if look is None:
             look = self._looks[name] = Round(self.tube(name), self.now)
             look.takes_messages = look.only_messages = True
-            look.sort()
+            untidy = look.queue.intake.is_untidy(self.now)
+            look.sort(late=untidy)
+            if untidy:
+                look.queue.intake.prune(self.now)
         return look
 
     def _close_look(self, name):

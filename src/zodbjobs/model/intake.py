@@ -66,6 +66,9 @@ COUNTED_CHUNKS = 400
 #: Of a lane with more chunks only the newest is watched.
 WATCHED_CHUNKS = 150
 
+#: Seconds between two times that somebody who claims looks after the chunks, too.
+TIDY_SECONDS = 10
+
 #: Where many chunks have just gone out of use, so many of them are searched.
 CLOSING_LOOKED_AT = 16
 
@@ -287,6 +290,18 @@ class Intake(Persistent):
             found.update(chunk._p_oid for chunk in chunks)
             found.add(lane[lane.maxKey()]._p_oid)
         return found
+
+    def is_untidy(self, now):
+        """Whether it is time to `prune`, and to sort what came late; asked by who claims alone.
+
+        Without a dispatcher, that has its slow polls, nobody else would.  Now and then is
+        enough, and several who do it at the same time would conflict.
+        """
+        since = now - self.__dict__.get('_v_tidied', 0)
+        if 0 <= since < TIDY_SECONDS * clock.SECOND:
+            return False
+        self._v_tidied = now
+        return True
 
     def prune(self, now):
         """Take chunks out of use that are empty and have a successor; returns how many moved.

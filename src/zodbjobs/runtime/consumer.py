@@ -216,7 +216,9 @@ class Consumer:
             look.takes_messages, look.hosts = True, hosts.ALL
             for job in look.expire():
                 notify(JobCompleted(job))
-            look.sort()
+            untidy = queue.intake.is_untidy(now)
+            look.sort(late=untidy)
+            wrote |= untidy and bool(queue.intake.prune(now))
             conclude_urgent(look, self.name)
             looks.append(look)
         lent = lend(looks, self.name, lane_number(self._connection), now, span, filter)

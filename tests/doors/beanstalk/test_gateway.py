@@ -23,6 +23,7 @@ from zodbjobs.beanstalk.protocol import (
     TOUCHED,
     UNKNOWN_COMMAND,
 )
+from zodbjobs.model.intake import CHUNK_ENTRIES, TIDY_SECONDS, size_of
 
 
 @pytest.fixture(params=['own', 'shared'])
@@ -90,6 +91,19 @@ def test_a_long_queue_is_in_order(talk):
         talk.put(b'x', priority=number % 3)
     found = [int(talk.say(b'reserve').split()[1]) - 1 for _ in range(120)]
     assert found == sorted(range(120), key=lambda n: (n % 3, n))
+
+
+def test_lanes_stay_short_though_no_dispatcher_looks_after_them(desk, talk):
+    for turn in range(4):
+        for number in range(3 * CHUNK_ENTRIES):
+            talk.put(b'%d' % number)
+        while (answer := talk.say(b'reserve-with-timeout 0')) != TIMED_OUT:
+            talk.say(b'delete ' + answer.split()[1])
+        desk.advance(TIDY_SECONDS)
+        desk.store.begin()
+        lanes = desk.store.queues['default'].intake.lanes
+        assert sum(size_of(lane) for lane in lanes) <= len(lanes) + (3 if turn == 0 else 6)
+        desk.store.abort()
 
 
 def test_a_delayed_job_is_ready_in_time(desk, talk):
