@@ -122,13 +122,16 @@ def percentile(values, percent):
     return ordered[math.ceil(len(ordered) * percent / 100) - 1]
 
 
-def wait_until(is_so, seconds):
-    """Look until `is_so()` holds, for so many seconds at most; returns whether it does."""
+def wait_until(is_so, seconds, pause=PAUSE_SECONDS):
+    """Look until `is_so()` holds, for so many seconds at most; returns whether it does.
+
+    `pause` is the seconds between two looks.
+    """
     deadline = clock.monotonic() + seconds
     while not is_so():
         if clock.monotonic() > deadline:
             return False
-        time.sleep(PAUSE_SECONDS)
+        time.sleep(pause)
     return True
 
 

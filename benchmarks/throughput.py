@@ -25,6 +25,9 @@ COALESCE_SECONDS = 0.02
 #: Threads for the jobs that take time.
 SLEEPERS = 4
 
+#: Seconds between two looks how far the jobs are: each look keeps the workers from their work.
+LOOK_SECONDS = 0.02
+
 #: Seconds for a guess how fast the storage is today.
 GUESS_SECONDS = 0.05
 
@@ -146,5 +149,5 @@ def finish(dispatcher, claims, count, seconds):
         claims.look()
         return done() >= count
 
-    wait_until(all_done, seconds)
+    wait_until(all_done, seconds, LOOK_SECONDS)
     return done()

@@ -20,7 +20,6 @@ import contextlib
 import datetime
 import functools
 import logging
-import typing
 from collections.abc import Coroutine
 
 from twisted.internet.defer import Deferred
@@ -94,7 +93,7 @@ class Attempt:
     """
 
     failure_level = logging.ERROR
-    noted: typing.ClassVar[dict] = {}  # for the report, replaced as a whole
+    noted = ()  # for the report: whether it failed, result_ttl, id
     shown = ''
     deferred = None
 
@@ -173,7 +172,7 @@ class Attempt:
             job = ghost_of(self.connection, self.oid, self.job_class)
             if isinstance(job, Broken):
                 log.error('%r cannot be loaded: its class is gone', self)
-                self.noted = {'failed': True}
+                self.noted = (True,)
                 raise _Over(FINISHED)
             job._p_activate()
         except KeyError:  # a POSKeyError: the job was removed and packed away
@@ -435,7 +434,7 @@ class Attempt:
 
     @staticmethod
     def _is_later(value):
-        return isinstance(value, (Deferred, Coroutine))
+        return not ride.is_frozen(value) and isinstance(value, (Deferred, Coroutine))
 
     def tell(self):
         """Run the callbacks, one after the other, each in transactions of its own."""
@@ -481,7 +480,7 @@ class Attempt:
     def report(self, kind):
         """The facts about this attempt for the dispatcher."""
         return Report(
-            self.assignment, kind, deferred=self.deferred, outcome=self.outcome, **self.noted
+            self.assignment, kind, *self.noted, deferred=self.deferred, outcome=self.outcome
         )
 
     # when something went wrong
@@ -658,15 +657,12 @@ class Attempt:
             self.worker.is_well(wrote=trouble.is_refused(error))
 
     def _note(self, job):
-        self.noted = {
-            'failed': is_failure(job._result) and job._status in status.FINISHED,
-            'result_ttl': job._result_ttl,
-            'job_id': job._id,
-        }
+        failed = is_failure(job._result) and job._status in status.FINISHED
+        self.noted = failed, job._result_ttl, job._id
         self.shown = shown(job._result)
 
     def _log_outcome(self, job, seconds=None):
-        failed = self.noted['failed']
+        failed = self.noted[0]
         self.worker.statistics.finished(self.assignment.job_id, failed, self.shown, seconds)
         if failed:
             self._log_failure(job, '%r failed: %s\n%s')

@@ -25,7 +25,7 @@ from zodbjobs.model.failure import Failure
 from zodbjobs.model.job import Job
 
 #: Results of these types are shared with nobody who could change them.
-_FROZEN = (type(None), bool, int, float, complex, str, bytes)
+_FROZEN = frozenset((type(None), bool, int, float, complex, str, bytes))
 
 
 class Outcome(typing.NamedTuple):
@@ -67,7 +67,7 @@ def end(job, result):
 
 def outcome(job, shown):
     """The Outcome of a job that is marked so; `shown` is a short text of its result."""
-    result = job._result if type(job._result) in _FROZEN else copy.deepcopy(job._result)
+    result = job._result if is_frozen(job._result) else copy.deepcopy(job._result)
     return Outcome(job._active_start, job._active_end, result, shown)
 
 
@@ -93,9 +93,14 @@ def is_between(manager):
     return getattr(getattr(manager, 'manager', manager), '_txn', manager) is None
 
 
+def is_frozen(value):
+    """Whether a result is a plain value that nobody can change."""
+    return type(value) in _FROZEN
+
+
 def is_portable(value):
     """Whether a result can be written through another connection."""
-    return type(value) in _FROZEN or is_plain(value)
+    return is_frozen(value) or is_plain(value)
 
 
 def settle(job, token, agent_oid, outcome):

@@ -20,7 +20,7 @@ import logging
 
 import transaction
 
-from zodbjobs.runtime.ride import wrote_nothing
+from zodbjobs.runtime.ride import is_frozen, wrote_nothing
 
 log = logging.getLogger('zodbjobs.events')
 
@@ -37,7 +37,7 @@ def run(job, worker, database):
 
 def carried(value):
     """What a call has returned; the steps of a coroutine are made in the present context."""
-    if not isinstance(value, collections.abc.Coroutine):
+    if is_frozen(value) or not isinstance(value, collections.abc.Coroutine):
         return value
     return Stepped(value, contextvars.copy_context().run)
 
