@@ -15,6 +15,7 @@ from zodbjobs.model.intake import (
     LINGER_SECONDS,
     SENTINEL,
     SPARE_CHUNKS,
+    TIDY_SECONDS,
     URGENT,
     chunk_room,
     entries_of,
@@ -265,6 +266,18 @@ def test_a_put_into_a_chunk_that_went_meanwhile_is_found(sides, turned):
     assert intake.prune(turned.micros()) == 0  # it is not closed before that is taken
     assert intake.remove(late[0].oid, late[0]._token)
     assert intake.prune(turned.micros()) == 1
+
+
+def test_claims_by_hand_look_after_lanes(side, queue, one_lane, turned):
+    """Nobody else does, where there is neither a dispatcher nor a consumer."""
+    lane = queue.intake.lanes[3]
+    for _ in range(4):
+        put(side, 3 * CHUNK_ENTRIES)
+        while queue.claim() is not None:
+            turned.advance(0.1)
+        turned.advance(TIDY_SECONDS)
+    assert queue.claim() is None
+    assert size_of(lane) <= 2
 
 
 def test_what_came_late_is_sorted_for_everybody(sides, turned):

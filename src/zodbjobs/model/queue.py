@@ -443,14 +443,18 @@ class Queue(Persistent):
         return count
 
     def claim(self, filter=None, default=None):
-        if self.is_paused(clock.micros()):
+        now = clock.micros()
+        if self.is_paused(now):
             return default
-        look = Round(self, clock.micros())
-        look.sort()
+        look = Round(self, now)
+        untidy = self.intake.is_untidy(now)
+        look.sort(late=untidy)
         try:
             job = look.take_first(filter)
         finally:
             look.write_count()
+            if untidy:
+                self.intake.prune(now)
         if job is None:
             return default
         job._move(status.ASSIGNED)
