@@ -170,7 +170,7 @@ BUGS = [
     Bug(
         'a claim leaves its entry in the lane',
         'model/handout.py',
-        '            del place[oid]\n            self.fresh[group].remove(item)\n',
+        '            del chunk[key]\n            self.fresh[group].remove(item)\n',
         '            self.fresh[group].remove(item)\n',
         Seeds(0, 100),
     ),
@@ -317,7 +317,7 @@ BUGS = [
     Bug(
         'an attempt that ended is listed as finished whatever it says',
         'runtime/retire.py',
-        '        elif report.kind == attempt.FINISHED:\n            self.queue.keep(\n',
+        '        elif report.kind == ended.FINISHED:\n            self.queue.keep(\n',
         '        elif report.kind != attempt.WAITING:\n            self.queue.keep(\n',
         Seeds(0, 100),
     ),
@@ -380,8 +380,9 @@ BUGS = [
     Bug(
         'deadlines are kept by tokens',
         'model/handout.py',
-        '                    self.deadlines[oid] = entry\n',
-        '                    self.deadlines[next(iter(self.deadlines), oid)] = entry\n',
+        '                    self.deadlines[entry.job._p_oid] = entry\n',
+        '                    first = next(iter(self.deadlines), entry.job._p_oid)\n'
+        '                    self.deadlines[first] = entry\n',
         Seeds(0, 200),
     ),
     Bug(
