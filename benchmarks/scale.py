@@ -28,7 +28,7 @@ class Scale:
     #: Jobs started on an idle system, and how long that may take.
     starts: int = 100
     start_seconds: float = 8
-    latency_backlog: int = 2_000
+    latency_backlog: int = 10_000
     #: How often a worker is killed.
     kills: int = 3
     #: (shape, how many jobs, in turn); storages other than a file get `slow_share` of them.

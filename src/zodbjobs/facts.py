@@ -23,6 +23,7 @@ class Assignment(typing.NamedTuple):
     ahead: bool = False
     database: str = ''
     job_class: type | None = None  # of the job, as far as the claim knows it
+    priority: int = 2**31
 
     @property
     def job_id(self):

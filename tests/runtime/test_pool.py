@@ -29,6 +29,8 @@ from zodbjobs.runtime.pool import (
 class Errand:
     """Work for a thread, which tells when it begins and waits until it may end."""
 
+    priority = 2**31
+
     def __init__(self, keeps_slot=False, error=None):
         self.keeps_slot = keeps_slot
         self.error = error

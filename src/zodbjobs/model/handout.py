@@ -169,27 +169,29 @@ class Round:
 
     # pick
 
-    def pick(self, agent, room, ahead=0):
+    def pick(self, agent, room, ahead=0, overtaking=(0, 0)):
         """Claim up to `room` jobs for the free threads of `agent`, and `ahead` more.
 
-        Returns the Assignments.  A job that must run at most once is claimed
-        for a free thread only.
+        And then, of `overtaking`, (priority, how many), so many whose priority is a
+        smaller number.  Returns the Assignments.  A job that must run at most once
+        is claimed for a free thread only.
         """
         if agent.chooser is None:
-            return self._pick(agent, room, ahead)
+            return self._pick(agent, room, ahead, overtaking)
         # What only has its callbacks to tell is nothing to choose.
         found = self._pick(agent, room, 0, last_priority=URGENT)
         return found + self._choose(agent, room - len(found))
 
-    def _pick(self, agent, room, ahead, last_priority=1 << 40):
+    def _pick(self, agent, room, ahead, overtaking=(0, 0), last_priority=1 << 40):
         taken, stale, oids = [], [], set()
+        before, most = overtaking[0], room + ahead + overtaking[1]
         looked = 0
         for token, place, group, job in self._candidates(agent):
             if group[PRIORITY] > last_priority:
                 break
-            if len(taken) >= room and (group[KIND] & RUNS_ONCE or len(taken) >= room + ahead):
-                if len(taken) >= room + ahead:
-                    break
+            if len(taken) >= room + ahead and (len(taken) >= most or group[PRIORITY] >= before):
+                break
+            if len(taken) >= room and group[KIND] & RUNS_ONCE:
                 continue
             if job._p_oid in oids or self._is_hindered(agent, token, job):
                 continue
@@ -307,7 +309,7 @@ class Round:
     def _hand_out(self, agent, item, ahead):
         token, _, group, job = item
         oid = self._take_off(item)
-        return self._list(agent, oid, token, job, group[QUOTAS], ahead)
+        return self._list(agent, oid, token, job, group[QUOTAS], ahead, group[PRIORITY])
 
     def _take_off(self, item):
         """Remove an entry from its lane or tree; returns the oid of its job."""
@@ -324,11 +326,18 @@ class Round:
             self.deadlines.pop(job._p_oid, None)
         return int.from_bytes(job._p_oid, 'big')
 
-    def _list(self, agent, oid, token, job, quota_names, ahead):
+    def _list(self, agent, oid, token, job, quota_names, ahead, priority):
         if agent.claimed(oid, token, job, ahead, self.now):
             self.ready.dropped.change(-1)
         return Assignment(
-            job._p_oid, token, self.queue.name, agent.name, quota_names, ahead, job_class=type(job)
+            job._p_oid,
+            token,
+            self.queue.name,
+            agent.name,
+            quota_names,
+            ahead,
+            job_class=type(job),
+            priority=priority,
         )
 
     def _choose(self, agent, room):
@@ -337,7 +346,8 @@ class Round:
         found = []
         while len(found) < room and (job := self._chosen(agent)) is not None:
             job.chosen()
-            found.append(self._list(agent, job.oid, job._token, job, job.quota_names, ahead=False))
+            facts = job.quota_names, False, job.priority
+            found.append(self._list(agent, job.oid, job._token, job, *facts))
         self.rooms.clear()  # the chooser's claims took places in quotas
         return found
 

@@ -192,7 +192,7 @@ class HandDispatcher(Dispatcher):
 
     def rooms(self, agent, queue_name):
         mine = agent.name == AGENT and queue_name == self.queue_name
-        return (1 if mine and self._wants_job and not self._flight else 0), 0
+        return (1 if mine and self._wants_job and not self._flight else 0), 0, (0, 0)
 
     def reported(self, report):
         self.report = report

@@ -172,6 +172,7 @@ class Dispatcher:
         self._slow_due = 0.0  # monotonic seconds
         self._trigger = None
         self.seen = {}  # queue name -> {token: since when it lies in a lane of others}
+        self.overtakes = {}  # queue name -> when one looked for what overtakes held jobs
         self.left = {}  # queue name -> bits of what jobs there need and we have not, as was told
         self.overrun_count = 0  # threads given up because their jobs ran too long
         self.started = None
@@ -384,9 +385,10 @@ class Dispatcher:
                 settle_orphans(self._conn, orphans)
                 self._unsure = found
                 self._manager.commit()
-                self._tell_statistics(reports)
+                kept = [report for look in looks for report in look.kept]
+                self._tell_statistics(reports, set(map(id, kept)))
                 self._wrote |= writes or bool(reports)
-                reports, self._unsure = [], []
+                reports, self._unsure = kept, []
                 if found:
                     self._liveness.showed()
             else:
@@ -404,7 +406,7 @@ class Dispatcher:
         if slow:
             self._end_orphans(queues)
         is_new = self._listener.attend([look.queue for look in looks], self.UUID, slow)
-        if is_new or any(look.released for look in looks):
+        if is_new or any(look.released or look.kept for look in looks):
             self._ring()
         return earliest(*(look.wake_at for look in (*looks, *idle.values())))
 
@@ -416,10 +418,10 @@ class Dispatcher:
         sizes |= {name: self._idle[name].sizes for name in self._flight.queues() & set(self._idle)}
         return results | poll_results(self, sizes, found)
 
-    def _tell_statistics(self, reports):
-        """Outcomes that were left to us are written now."""
+    def _tell_statistics(self, reports, kept):
+        """Outcomes that were left to us are written now, but those in `kept`, a set of ids."""
         for report in reports:
-            if report.outcome is not None:
+            if report.outcome is not None and id(report) not in kept:
                 self.statistics.finished(
                     report.assignment.job_id, report.failed, report.outcome.shown
                 )
@@ -484,12 +486,13 @@ class Dispatcher:
         return self._flight.count(queue, agent)
 
     def rooms(self, agent, queue_name):
-        """(free threads, jobs to claim ahead) of an agent."""
+        """(free threads, jobs to claim ahead, `Held.overtaking`) of an agent."""
         pool = self.queues[queue_name][agent.name]
         taken = self.flight_count(queue_name, agent.name)
         ahead = 0 if self._threadless.has_of(queue_name, agent.name) else pool.ahead_count()
+        overtaking = pool.overtaking() if ahead else (0, 0)
         free = max(0, agent.size - taken)
-        return free, max(0, agent.size + ahead - max(taken, agent.size))
+        return free, max(0, agent.size + ahead - max(taken, agent.size)), overtaking
 
     def _give_up_overtaken(self):
         """Free the slots of jobs that were cancelled while they waited for a Deferred."""

@@ -57,7 +57,7 @@ class _Wait:
     assignment: object
     is_deferred: bool
     cancel: object = None  # asks it to stop
-    was_asked: bool = False  # as its time was up
+    was_asked: bool = False  # to stop
 
 
 class Threadless:
@@ -96,7 +96,12 @@ class Threadless:
         wait = _Wait(assignment, isinstance(value, Deferred))
         with self._guard:
             self._waits[assignment.filing] = wait
-        wait.cancel = self._await_value(value, lambda value: self._fired(wait, value, fired))
+        cancel = self._await_value(value, lambda value: self._fired(wait, value, fired))
+        with self._guard:
+            wait.cancel = cancel
+            was_asked = wait.was_asked
+        if was_asked:  # before there was anybody to be told
+            cancel()
 
     def _fired(self, wait, value, fired):
         with self._guard:
@@ -109,24 +114,27 @@ class Threadless:
 
     def end(self, assignment):
         """Whether it did still wait: it does no more, and what it waits for is told so."""
-        wait = self._pop(assignment)
-        if wait is not None and wait.cancel is not None:
-            wait.cancel()
+        with self._guard:
+            wait = self._wait_of(assignment)
+            if wait is not None:
+                del self._waits[assignment.filing]
+        self._ask(wait)
         return wait is not None
 
-    def _pop(self, assignment):
-        with self._guard:
-            wait = self._waits.get(assignment.filing)
-            if wait is None or wait.assignment is not assignment:
-                return None
-            return self._waits.pop(assignment.filing)
+    def _wait_of(self, assignment):
+        wait = self._waits.get(assignment.filing)
+        return wait if wait is not None and wait.assignment is assignment else None
 
     def ask(self, assignment):
         """Its time is up: what it waits for is cancelled, as Twisted and asyncio do."""
         with self._guard:
-            wait = self._waits.get(assignment.filing)
-            if wait is None or wait.assignment is not assignment:
-                return
-            wait.was_asked = True
-        if wait.cancel is not None:
-            wait.cancel()
+            wait = self._wait_of(assignment)
+        self._ask(wait)
+
+    def _ask(self, wait):
+        if wait is not None:
+            with self._guard:
+                wait.was_asked = True
+                cancel = wait.cancel
+            if cancel is not None:
+                cancel()

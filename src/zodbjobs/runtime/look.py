@@ -19,6 +19,10 @@ from zodbjobs.runtime.retire import Retirement
 log = logging.getLogger('zodbjobs.events')
 
 
+#: While all that may be claimed ahead is, one looks only so often for what may overtake it.
+OVERTAKE_MICROSECONDS = 10_000
+
+
 class Look:
     """One pass's look at one queue: what ended, a `Round`, and what came of it."""
 
@@ -32,6 +36,7 @@ class Look:
         self.retirement = Retirement(queue, clock.micros())
         self.wake_at = None
         self.is_worth_a_commit = False
+        self.kept = []  # Reports that are left to the next pass
         self.idle = None  # an Idle, when there is nothing to do
         self.sizes = None  # {agent name: size}, if the queue is served
         self._hindered = False
@@ -47,21 +52,20 @@ class Look:
             return []
         self.sizes = {agent.name: agent.size for agent in self.record.values()}
         self.dispatcher.fit_pools(self.queue.name, self.queue, self.record)
-        if self.retirement.presses(self.reports):
-            self.is_worth_a_commit = True
-            self.retire()
         queue, now = self.queue, clock.micros()
-        rank, count = self._rank()
-        look = Round(queue, now, rank, self._complain, bool(self.reports), count, self.seen)
-        self._announce(look.expire())
-        self.is_worth_a_commit |= take_back(queue, now)
-        found = []
-        if queue.is_paused(now):
-            paused = queue.settings.paused
-            self.wake_at = None if paused is True else paused
-            self._tidy(look)
+        agents = self.record.values()
+        rooms = [(agent, *self.dispatcher.rooms(agent, queue.name)) for agent in agents]
+        look, found = None, []
+        if not queue.is_paused(now) and self._may_overtake(rooms, now):
+            look, found = self._pick_urgent(now, rooms)
+        if found:  # for these nobody shall wait until the others are written
+            self.kept, self.reports = self.reports, []
         else:
-            found = self._pick(look)
+            self._retire_if_pressing()
+            look = self._round(now)
+            self._announce(look.expire())
+            self.is_worth_a_commit |= take_back(queue, now)
+            found = self._pick(look, rooms)
         self.is_worth_a_commit |= look.touched | bool(queue.intake.prune(now))
         # What is due already and has no room is looked at again when a worker is done.
         ahead = (queue.ready.next_due(), queue.ready.next_deadline(), queue.leases.next_end())
@@ -84,24 +88,33 @@ class Look:
             and all(agent.chooser is None for agent in self.record.values())
         )
 
+    def _round(self, now):
+        rank, count = self._rank()
+        return Round(self.queue, now, rank, self._complain, bool(self.reports), count, self.seen)
+
+    def _retire_if_pressing(self):
+        if self.retirement.presses(self.reports):
+            self.is_worth_a_commit = True
+            self.retire()
+
     def retire(self):
         """Write what ended; once."""
         reports, self.reports = self.reports, []
         self.retirement.write(self.record, reports)
 
-    def _pick(self, look):
-        agents = [
-            (agent, *self.dispatcher.rooms(agent, self.queue.name))
-            for agent in self.record.values()
-        ]
-        agents = [item for item in agents if item[1] or item[2]]
-        if not agents:
+    def _pick(self, look, rooms):
+        """Claim for the threads that are free, and ahead."""
+        if self.queue.is_paused(look.now):
+            paused = self.queue.settings.paused
+            self.wake_at = None if paused is True else paused
+            rooms = []
+        if not any(room or ahead for _, room, ahead, _ in rooms):
             self._tidy(look)
             return []
         look.sort(self.slow)
         found = []
-        for agent, room, ahead in agents:
-            found += look.pick(agent, room, ahead)
+        for agent, *room in rooms:
+            found += look.pick(agent, *room)
         look.file_rest()
         if look.left:
             self._tell_left(look.left)
@@ -109,6 +122,32 @@ class Look:
             self._hindered = self.is_worth_a_commit = True
             self.retire()
         return found
+
+    def _pick_urgent(self, now, rooms):
+        """While no thread is free: claim what comes before the jobs that are held, if anything.
+
+        Returns (Round, Assignments).
+        """
+        look = self._round(now)
+        look.sort(self.slow)
+        found = []
+        for agent, *_, overtaking in rooms:
+            found += look.pick(agent, 0, 0, overtaking)
+        look.file_rest()
+        self.is_worth_a_commit |= look.touched
+        self._hindered |= bool(found) and look.hindered
+        return look, found
+
+    def _may_overtake(self, rooms, now):
+        """Whether to look for what comes before jobs that are held: soon, and not at each ring."""
+        if any(room for _, room, *_ in rooms) or not any(count for *_, (_, count) in rooms):
+            return False
+        former = self.dispatcher.overtakes.get(self.queue.name, 0)
+        if former <= now < former + OVERTAKE_MICROSECONDS:
+            self.wake_at = former + OVERTAKE_MICROSECONDS
+            return False
+        self.dispatcher.overtakes[self.queue.name] = now
+        return True
 
     def _tell_left(self, needs):
         """Say, once, that there are jobs here that this process cannot run."""

@@ -10,7 +10,6 @@ the thread it stands for.
 """
 
 import asyncio
-import collections
 import logging
 import queue
 import threading
@@ -25,6 +24,7 @@ from zodbjobs.runtime import joblog
 from zodbjobs.runtime.attempt import Attempt, Raised
 from zodbjobs.runtime.coalesce import Together
 from zodbjobs.runtime.ended import DEFERRED, FINISHED
+from zodbjobs.runtime.held import Held
 from zodbjobs.runtime.scenes import make_task
 
 log = logging.getLogger('zodbjobs.events')
@@ -199,7 +199,7 @@ class AgentThreadPool:
         self._size = size
         self._slots = size  # as `_size`, but `stop` leaves it
         self._inbox = queue.SimpleQueue()  # for the threads: work that has a slot, and _END
-        self._held = collections.deque()  # assignments that have no slot yet
+        self._held = Held()  # assignments that have no slot yet
         self._last_begun = clock.monotonic()  # when one of them got a slot
         self._alone = set()  # filings of those that are not to be coalesced
         self._guard = threading.Lock()
@@ -236,7 +236,7 @@ class AgentThreadPool:
         with self._guard:
             if self.stopping.is_set() or self.dispatcher.activated is None:
                 return None
-            return self._held.popleft() if self._held else None
+            return self._held.pop() if self._held else None
 
     def overdue(self):
         """Take back what was claimed ahead, if no thread was free for any of it for a while.
@@ -249,10 +249,8 @@ class AgentThreadPool:
                 return []
             # Whatever the average says: until one has ended, nobody knows how long they take.
             self.mean_seconds = max(waited, self.mean_seconds or 0)
-            found = list(self._held)
-            self._held.clear()
             self._alone.clear()
-            return found
+            return self._held.take_all()
 
     def may_coalesce(self, assignment):
         """Whether the job may be run in one transaction with others."""
@@ -266,7 +264,7 @@ class AgentThreadPool:
         """These are next, each in a transaction of its own."""
         with self._guard:
             self._alone.update(assignment.filing for assignment in assignments)
-            self._held.extendleft(reversed(assignments))
+            self._held.put_back(assignments)
 
     def free_slot(self):
         """A job that waited for a Deferred has lost its slot."""
@@ -277,8 +275,10 @@ class AgentThreadPool:
     def _begin_held(self):
         while self._held and self._taken < self._slots:
             self._taken += 1
-            self._last_begun = clock.monotonic()
-            self._give((self._held.popleft(), None))
+            assignment = self._held.pop()
+            if not self._held.is_overtaken_by(assignment):
+                self._last_begun = clock.monotonic()
+            self._give((assignment, None))
 
     def _give(self, item):
         self._inbox.put(item)
@@ -289,8 +289,7 @@ class AgentThreadPool:
     def withdraw(self):
         """Take back the work that no thread has begun; returns the assignments."""
         with self._guard:
-            found, rest = list(self._held), []
-            self._held.clear()
+            found, rest = self._held.take_all(), []
             self._alone.clear()
             while True:
                 try:
@@ -314,6 +313,11 @@ class AgentThreadPool:
     def held_count(self):
         """How much submitted work has no slot yet."""
         return len(self._held)
+
+    def overtaking(self):
+        """(priority, how many): of smaller numbers so many may come before what is held."""
+        with self._guard:
+            return self._held.overtaking()
 
     def measured(self, seconds):
         """An attempt took so long."""
