@@ -29,6 +29,9 @@ class Scale:
     starts: int = 100
     start_seconds: float = 8
     latency_backlog: int = 10_000
+    #: Queues that a dispatcher serves, and jobs for one of them.
+    queues: tuple = (1, 10, 100)
+    passes: int = 30
     #: How often a worker is killed.
     kills: int = 3
     #: (shape, how many jobs, in turn); storages other than a file get `slow_share` of them.
@@ -72,7 +75,8 @@ FULL = Scale(
     rounds=3,
     starts=400,
     start_seconds=20,
-    latency_backlog=10_000,
+    latency_backlog=40_000,
+    passes=100,
     kills=5,
     backlogs=(
         ('waiting', (10_000, 100_000, 1_000_000)),
@@ -108,6 +112,8 @@ TINY = Scale(
     bulk_rounds=1,
     starts=3,
     latency_backlog=5,
+    queues=(1, 3),
+    passes=3,
     kills=1,
     backlogs=tuple(
         (name, (30,))

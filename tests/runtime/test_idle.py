@@ -51,6 +51,18 @@ def test_only_the_queue_that_has_work_is_looked_at(both, looked):
     assert said == ['here', 'there', 'again'] and set(looked) == {'second'}
 
 
+def test_so_it_is_with_a_small_cache(both, looked):
+    """What must be known of idle queues is not thrown out of the dispatcher's cache."""
+    both.db.setCacheSize(20)
+    both.reactor.time_flies(6)
+    looked.clear()
+    for word in ('here', 'again', 'and again'):
+        both.queue.put(Job(say, word))
+        transaction.commit()
+        both.reactor.settle()
+    assert said == ['here', 'again', 'and again'] and set(looked) == {''}
+
+
 def test_a_poll_looks_everywhere(both, looked):
     both.reactor.time_flies(6)
     assert set(looked) == {'', 'second'}

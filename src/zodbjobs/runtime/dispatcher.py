@@ -36,7 +36,7 @@ from zodbjobs.runtime.chores import Chores
 from zodbjobs.runtime.complaint import Complaints
 from zodbjobs.runtime.flight import Flight, Threadless
 from zodbjobs.runtime.hearing import Hearing
-from zodbjobs.runtime.idle import still_idle
+from zodbjobs.runtime.idle import make_room, still_idle
 from zodbjobs.runtime.liveness import LOOK_SECONDS, Liveness
 from zodbjobs.runtime.look import Look, earliest, is_late, poll_results, status_info, still_held
 from zodbjobs.runtime.pool import (
@@ -366,6 +366,8 @@ class Dispatcher:
         try:
             queues = self._begin()
             queues = {} if self._chores.is_barred else dict(queues.items())
+            if slow:
+                make_room(self._conn, len(queues))
             if queues and self._unsure:
                 claimed, self._unsure = still_held(self.UUID, queues, self._unsure), []
                 self._send_out(claimed, poll)

@@ -13,6 +13,10 @@ import operator
 
 from zodbjobs import clock
 
+#: Objects of one queue that the dispatcher's connection has room for: those that are glanced
+#: at are some thirty, and a glance at what has left the cache is a look.
+OBJECTS_PER_QUEUE = 60
+
 #: What tells that an object was changed, by others (then it is a ghost) or by us.
 _state_of = operator.attrgetter('_p_changed', '_p_serial')
 
@@ -45,6 +49,18 @@ class Idle:
             and (self.wake_at is None or now < self.wake_at)
             and list(map(_state_of, self._parts)) == self._states
         )
+
+
+def make_room(connection, count):
+    """Let the caches of `connection` hold what the dispatcher must know of so many queues.
+
+    ZODB's own default is 400 objects, enough for ten.  There is no public way to
+    give one connection more than the others of its database have.
+    """
+    for each in connection.connections.values():  # queues may lie in several databases
+        cache = getattr(each, '_cache', None)
+        if cache is not None:
+            cache.cache_size = max(cache.cache_size, count * OBJECTS_PER_QUEUE)
 
 
 def _parts(queue, record):
