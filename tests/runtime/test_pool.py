@@ -437,7 +437,7 @@ class TestTimeLimit:
         transaction.commit()
         layer.reactor.wait_for(job)
         layer.reactor.time_flies(5)
-        layer.reactor.settle(5, until=lambda: 'asked' in said)
+        assert layer.reactor.wait_until(lambda: 'asked' in said, 1)  # in the thread of its loop
         assert said == ['begun', 'asked'] and job.outcome == 'cancelled'
 
     def test_cancelled(self, layer):
