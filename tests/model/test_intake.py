@@ -280,6 +280,18 @@ def test_claims_by_hand_look_after_lanes(side, queue, one_lane, turned):
     assert size_of(lane) <= 2
 
 
+def test_claims_by_hand_find_all_that_came_late(sides, turned):
+    """Not one of them each time that the lanes are looked after."""
+    slow, dispatcher, claimer = sides
+    late = put(slow, 3)
+    dispatcher.begin()
+    emptied(dispatcher, turned)
+    slow.commit()
+    claimer.begin()
+    claimed = [claimer.queue.claim() for _ in range(4)]
+    assert claimed == [*map(claimer.twin, late), None]
+
+
 def test_what_came_late_is_sorted_for_everybody(sides, turned):
     """Only slow polls look into chunks that are out of use: consumers never do."""
     slow, dispatcher, claimer = sides

@@ -418,6 +418,29 @@ def test_the_event_of_a_put_rings(tmp_path, hear):
     db.close()
 
 
+def test_a_put_rings_whatever_others_raise_who_hear_of_it():
+    """Also those that were there before us: the application may go on, and commit the job."""
+    code = """if True:
+        import zope.event
+        zope.event.subscribers.append(lambda event: 1 / 0)
+        import transaction, ZODB
+        from zodbjobs import Queue
+        from zodbjobs.runtime import wakeup
+        db = ZODB.DB(None)
+        rings = []
+        listener = wakeup.listen(db, lambda: rings.append(1))
+        queue = db.open().root.queue = Queue()
+        transaction.commit()
+        try:
+            queue.put(print)
+        except ZeroDivisionError:
+            transaction.commit()
+        print(len(queue), len(rings))
+    """
+    run = subprocess.run([sys.executable, '-c', code], capture_output=True, text=True)
+    assert run.stdout == '1 1\n', run.stderr
+
+
 def test_a_put_into_a_queue_without_a_home_rings_nowhere():
     wakeup.job_added(Put(None))
 

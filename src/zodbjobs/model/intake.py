@@ -4,8 +4,9 @@ A producer's transaction writes its own new job and one entry here, and nothing
 else.  A stock BTrees bucket that stands alone merges concurrent inserts and
 deletes of different keys, as long as its first key is never deleted and it
 never becomes empty; so every bucket keeps a `SENTINEL` as its smallest key, and
-an entry's key is made of its job's oid, which no two producers share.  The
-merging is done by code of BTrees, also in a ZEO server that lacks this package.
+an entry's key is made of its job's oid, which no two producers share (but see
+`key_of_first`).  The merging is done by code of BTrees, also in a ZEO server that
+lacks this package.
 
 Of most jobs only the job is stored, as the key tells when it was filed:
 

@@ -40,7 +40,7 @@ from zodbjobs.interfaces import (
 from zodbjobs.model.announce import announce
 from zodbjobs.model.call import check_storable
 from zodbjobs.model.filings import DRIFT, Filings
-from zodbjobs.model.handout import Round, is_current
+from zodbjobs.model.handout import SORT_LIMIT, Round, is_current
 from zodbjobs.model.ids import UniqueIds
 from zodbjobs.model.intake import DEPENDS, LANES, URGENT, Entry, Intake
 from zodbjobs.model.job import Job, as_job
@@ -452,9 +452,10 @@ class Queue(Persistent):
         try:
             job = look.take_first(filter)
         finally:
-            look.write_count()
             if untidy:
+                look.file_rest(leave=SORT_LIMIT)  # what came late is found but now
                 self.intake.prune(now)
+            look.write_count()
         if job is None:
             return default
         job._move(status.ASSIGNED)
