@@ -20,6 +20,7 @@ import logging
 
 import transaction
 
+from zodbjobs.model.call import is_plain, trial_pickle
 from zodbjobs.runtime.ride import is_frozen, wrote_nothing
 
 log = logging.getLogger('zodbjobs.events')
@@ -123,9 +124,31 @@ class Staged(collections.abc.Coroutine):
     def _main_step(self, step, *args):
         try:
             return self.make(step, *args)
-        except BaseException:  # StopIteration as well: it has come to its end
+        except StopIteration as end:
+            self._end()
+            self._refuse_stored(end.value)
+            raise
+        except BaseException:
             self._end()
             raise
+
+    def _refuse_stored(self, value):
+        """Raise ValueError for a result that refers to what was read here.
+
+        Whoever writes it down has another connection; or, by chance, this one, opened anew.
+        """
+        if is_plain(value):
+            return
+        try:
+            met = trial_pickle(value)
+        except Exception:  # noqa: BLE001 - whoever writes it down says what is wrong with it
+            return
+        for thing in met:
+            if thing._p_jar is not None:
+                raise ValueError(
+                    f'the result of {self._shown} refers to {type(thing).__name__} of another'
+                    f' connection, that of the coroutine: return a key to look it up by'
+                )
 
     def make(self, step, *args):
         """Make a step of it, or of a task of its, in the scene."""
