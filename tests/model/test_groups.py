@@ -5,6 +5,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tests.model.support import work
+from zodbjobs.facts import Assignment
 from zodbjobs.model import groups as groups_module
 from zodbjobs.model import handout
 from zodbjobs.model.groups import Groups
@@ -181,6 +182,15 @@ def test_a_slow_look_finds_it_at_once(side, queue, crowd):
     look = side.look()
     look.sort(late=True)
     assert [queue._p_jar.get(a.oid) for a in look.pick(side.agent, 9)] == [crowd['q33'][1]]
+
+
+def test_who_waits_at_a_shut_group_comes_before_what_comes_now(side, queue, crowd):
+    """Also while nobody has written down yet that the place is free."""
+    first, second = crowd['q05']
+    token, *_ = side.agent.running[first.oid]
+    side.work(Assignment(first._p_oid, token, '', 'main', first.quota_names))
+    queue.put(work, quota_names=['q05'])
+    assert side.claimed_jobs(9) == [second]
 
 
 def test_new_jobs_join_those_that_are_shut(side, queue, crowd):

@@ -72,6 +72,13 @@ class Groups(Persistent):
         found = self._trees.get(group)
         return found is not None and found[1] is not None
 
+    def has_shut(self, quota):
+        """Whether groups are shut as the quota of that name was full."""
+        return next(iter(self._of_quota(quota)), None) is not None
+
+    def _of_quota(self, quota):
+        return self._quotas.keys((quota,), (quota + '\0',), excludemax=True)
+
     def shut_quotas(self, after='', limit=1):
         """The names of the first `limit` quotas behind `after` that have groups which are shut."""
         names = []
@@ -158,8 +165,7 @@ class Groups(Persistent):
 
     def open(self, quota, limit=OPEN_LIMIT):
         """The quota of that name has room: claims come by again.  Returns how many were opened."""
-        entries = self._quotas.keys((quota,), (quota + '\0',), excludemax=True)
-        groups = [group for _, group in itertools.islice(entries, limit)]
+        groups = [group for _, group in itertools.islice(self._of_quota(quota), limit)]
         for group in groups:
             bound, _, tree = self._trees[group]
             self._trees[group] = (bound, None, tree)

@@ -126,8 +126,9 @@ class Round:
                 )
                 if entry.deadline:
                     self.deadlines[entry.job._p_oid] = entry
-        for stream in self.fresh.values():
+        for group, stream in self.fresh.items():
             stream.sort(key=lambda item: item[0])
+            self._open_before(group)
 
     def _was_left(self, found):
         """Whether an entry lies in a lane of others for longer than courtesy asks."""
@@ -280,13 +281,14 @@ class Round:
     def _has_room(self, group):
         return all(self._room(name) > 0 for name in group[QUOTAS])
 
-    def _room(self, name):
+    def _room(self, name, clean=True):
+        """How many places a quota has; with `clean` also those of jobs that nobody has retired."""
         quota = self.queue.quotas.get(name)
         if quota is None:
             return 1
         if name not in self.rooms:
             self.rooms[name] = quota.room()
-        elif self.rooms[name] < 1 and name not in self.cleaned:
+        if clean and self.rooms[name] < 1 and name not in self.cleaned:
             self.cleaned.add(name)
             self.rooms[name] += quota.clean()
         return self.rooms[name]
@@ -471,9 +473,16 @@ class Round:
         ready = self.ready
         names = ready.groups.shut_quotas(ready.looked_at, LATE_QUOTAS if late else SOME_QUOTAS)
         for name in names:
-            if self._room(name) > 0:
+            if self._room(name, clean=False) > 0:
                 self.touched |= bool(ready.groups.open(name))
         ready._v_looked_at = names[-1] if names else ''
+
+    def _open_before(self, group):
+        """Who waits at a group that was shut gets a place before one that came later."""
+        groups = self.ready.groups
+        for name in group[QUOTAS]:
+            if groups.has_shut(name) and self._room(name) > 0:
+                self.touched |= bool(groups.open(name))
 
     def write_count(self):
         """Bring the queue's count of sorted jobs up to date."""

@@ -91,7 +91,8 @@ def put(queue, number, errand, **more):
 def perform(mark, *given):
     """Do an errand: the body of most jobs.  `given`: the result that a callback gets."""
     play = _playing[-1]
-    run = play.ledger.begins(mark, local.getJob(), given)
+    # Callbacks of a job that was cancelled before it was put run in the caller's thread.
+    run = play.ledger.begins(mark, local.getJob() or mark.job, given)
     try:
         mark.effects[run] = None
         script = Script(play, mark, run)
