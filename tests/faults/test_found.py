@@ -4,9 +4,9 @@ import pytest
 import transaction
 from ZEO.Exceptions import ClientDisconnected
 
-from zodbjobs import clock
+from zodbjobs import Job, clock
 from zodbjobs.model import intake
-from zodbjobs.model.intake import DEPENDS, Entry, Intake, size_of
+from zodbjobs.model.intake import DEPENDS, Intake, size_of
 from zodbjobs.runtime.dispatcher import PASS_ATTEMPTS
 from zodbjobs.testing.simulation.play import Play
 from zodbjobs.testing.simulation.process import Process
@@ -185,15 +185,21 @@ def test_a_lost_connection_between_a_job_and_its_callbacks_is_waited_out(play, t
 class TestALostConnectionShows:
     """BTrees answers to len() of a bucket that cannot be loaded with a SystemError, or worse."""
 
+    def new_job(self, connection):
+        job = Job(clock.micros)
+        connection.add(job)
+        return job
+
     @pytest.fixture
     def intake(self, play):
         """An intake with an entry, of which only the tuple of lanes is at hand: the line is cut."""
         manager = transaction.TransactionManager()
         connection = play.client.db.open(manager)
         intake = connection.root()['intake'] = Intake()
-        intake.add(connection, 1, Entry(1, DEPENDS, (), None))
+        intake.add(1, DEPENDS, (), self.new_job(connection))
         manager.commit()
         connection.cacheMinimize()
+        intake._v_late = self.new_job(connection)
         intake._p_activate()
         play.client.line.cut()
         yield intake
@@ -209,7 +215,7 @@ class TestALostConnectionShows:
             lambda intake: intake.count(),
             lambda intake: intake.oids(),
             lambda intake: intake.prune(clock.micros()),
-            lambda intake: intake.add(intake._p_jar, 2, Entry(2, DEPENDS, (), None)),
+            lambda intake: intake.add(2, DEPENDS, (), intake._v_late),
         ],
         ids=['size_of', 'entries', 'count', 'oids', 'prune', 'add'],
     )
@@ -224,4 +230,4 @@ class TestALostConnectionShows:
             lane._p_activate()
         play.client.line.cut()
         with pytest.raises(ClientDisconnected):
-            intake.add(intake._p_jar, 2, Entry(2, DEPENDS, (), None))
+            intake.add(2, DEPENDS, (), intake._v_late)
