@@ -13,6 +13,7 @@ from zodbjobs import Failure, Job, NeverRetry, Queue, RetryPolicy, clock, status
 from zodbjobs.interfaces import BadStatusError, DuplicateJobError, QueueClosed
 from zodbjobs.model.handout import Round
 from zodbjobs.runtime import ended, ride
+from zodbjobs.runtime.ride import may_ride
 
 #: The clocks of Zurich go back at 3:00 that day.
 AMBIGUOUS = datetime.datetime(2026, 10, 25, 2, 30, tzinfo=zoneinfo.ZoneInfo('Europe/Zurich'))
@@ -741,3 +742,17 @@ def test_one_that_has_returned_a_job_waits_for_it_also_when_it_runs_again(side, 
     side.claim()
     side.run(inner, 5)
     assert (outer.status, outer.result) == (status.COMPLETED, 5)
+
+
+class Once(Job):
+    """An application's job that says by itself that it must run at most once."""
+
+    runs_once = True
+
+
+def test_a_subclass_may_say_that_it_runs_once(side, queue):
+    """It is never claimed ahead, and its outcome never waits for another commit."""
+    once, plain = queue.put(Once(work)), queue.put(work)
+    side.commit()
+    assert side.claimed_jobs(0, ahead=5) == [plain]
+    assert once.status == status.PENDING and not may_ride(once)

@@ -51,7 +51,7 @@ from zodbjobs.model.notes import Notes
 from zodbjobs.model.quota import Quotas
 from zodbjobs.model.ready import IS_MESSAGE, RUNS_ONCE, Ready
 from zodbjobs.model.registry import Dispatchers
-from zodbjobs.model.tokens import FAR, TIE_BITS, TIE_MASK, first_token, next_token, order_key
+from zodbjobs.model.tokens import TIE_BITS, TIE_MASK, bounded, first_token, next_token, order_key
 from zodbjobs.model.wishes import (
     check_factory,
     checked_capacity,
@@ -308,7 +308,7 @@ class Queue(Persistent):
         announce(JobFiled(job, self))
 
     def _leave(self, job, us, due, group, deadline=0):
-        us = min(max(us, 0), FAR)
+        us = bounded(us)
         if job._token == 0 and group[0] != URGENT:
             token = first_token(us)
         else:  # an older entry must never look like this one
@@ -752,9 +752,7 @@ def group_of(job):
 
     What may have ended its worker runs like what runs at most once: never claimed ahead.
     """
-    alone = (job._retry_policy_factory is not None and job.runs_once) or (
-        job._interrupted and not job.is_message
-    )
+    alone = job.runs_once or (job._interrupted and not job.is_message)
     kind = RUNS_ONCE * bool(alone) | IS_MESSAGE * job.is_message | job.needs
     return job._priority, job._channel or '', job._quota_names, kind
 

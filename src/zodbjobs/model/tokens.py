@@ -12,9 +12,14 @@ TIE_MASK = (1 << TIE_BITS) - 1
 FAR = 2**56
 
 
+def bounded(us):
+    """The time `us` (microseconds), or the nearest one that a token can hold."""
+    return min(max(us, 0), FAR)
+
+
 def order_key(us):
     """The first key for the time `us` (microseconds), whatever time a caller wished for."""
-    return min(max(us, 0), FAR) << TIE_BITS
+    return bounded(us) << TIE_BITS
 
 
 def first_token(us):

@@ -48,7 +48,7 @@ def may_ride(job):
         job._status == status.PENDING
         and not job._callbacks
         and not job._outers
-        and not (job._retry_policy_factory is not None and job.runs_once)
+        and not job.runs_once
         and cls.tearDown is Job.tearDown
         and cls.setUp is Job.setUp
         and not getattr(job, '_hooks', ())  # of a Task
